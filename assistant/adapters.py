@@ -1,0 +1,189 @@
+"""The adapter folder: write, verify, read. The only place that knows its format.
+
+    adapter_config.json         plain PEFT LoRA configuration
+    adapter_model.safetensors   its tensors, fp32, named as PEFT names them
+    manifest.json               what it belongs to and the SHA-256 of the other two; written last
+
+A folder is valid once manifest.json stands in it, named by its content, and never changed afterwards.
+Only these three regular files are read: no pickle, no link, nothing from a hub.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assistant.errors import AdapterDamaged, AdapterForOtherBase, AdapterMissing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, TENSORS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A verified adapter folder."""
+
+    id: str
+    folder: Path
+    base_id: str
+    rank: int
+    alpha: int
+    target_modules: tuple[str, ...]
+    run_id: str
+    created_at: str
+
+
+def write_adapter(
+    adapters_dir: Path,
+    tensors: "Mapping[str, Tensor]",
+    *,
+    rank: int,
+    alpha: int,
+    target_modules: Sequence[str],
+    base_id: str,
+    base_name: str,
+    template_hash: str,
+    run_id: str,
+) -> AdapterInfo:
+    """Write an adapter so that a crash leaves either the whole of it or nothing that counts.
+
+    Args:
+        adapters_dir: where adapter folders live; created if absent.
+        tensors: PEFT's names to fp32 tensors, as `peft.get_peft_model_state_dict` gives them.
+        rank: r.
+        alpha: the adapter is scaled by alpha / rank.
+        target_modules: the linear layers it changes, by their last name.
+        base_id: names the weights it was trained on.
+        base_name: a hub id or folder for other tools.
+        template_hash: names the chat template it was trained under.
+        run_id: the night that made it.
+
+    Returns:
+        The verified folder. The same content written twice is one folder.
+    """
+    from safetensors.torch import save_file
+
+    adapters_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=adapters_dir))
+    try:
+        save_file(
+            {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS
+        )
+        (folder / CONFIG).write_text(json.dumps(_peft_config(rank, alpha, target_modules, base_name), indent=2))
+        manifest = {
+            "format": 1,
+            "base_id": base_id,
+            "base_name": base_name,
+            "template_hash": template_hash,
+            "run_id": run_id,
+            "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "sha256": {name: _sha256(folder / name) for name in (CONFIG, TENSORS)},
+        }
+        adapter_id = "adapter-" + hashlib.sha256(json.dumps(manifest["sha256"]).encode()).hexdigest()[:12]
+        for name in (CONFIG, TENSORS):
+            _sync(folder / name)
+        (folder / MANIFEST).write_text(json.dumps({"id": adapter_id, **manifest}, indent=2))
+        _sync(folder / MANIFEST)
+        _sync(folder)
+        target = adapters_dir / adapter_id
+        if not (target / MANIFEST).exists():
+            os.replace(folder, target)
+            _sync(adapters_dir)
+        return verify_adapter(target, base_id)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def verify_adapter(folder: Path, base_id: str) -> AdapterInfo:
+    """Check every byte of an adapter folder and that it belongs to this base.
+
+    Args:
+        folder: the adapter's folder.
+        base_id: the base it shall be applied to.
+
+    Raises:
+        AdapterMissing: there is no such folder, or it was never finished.
+        AdapterDamaged: a file is absent, altered, or a link: PEFT would load it and answer nonsense.
+        AdapterForOtherBase: trained on other weights; PEFT would load that too.
+    """
+    name = folder.name
+    if not (folder / MANIFEST).is_file():
+        raise AdapterMissing(f"There is no adapter {name}. List them with: python -m finetune adapters")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        config = json.loads((folder / CONFIG).read_text())
+        hashes = manifest["sha256"]
+        intact = set(hashes) == {CONFIG, TENSORS} and all(
+            not (folder / file).is_symlink() and _sha256(folder / file) == digest for file, digest in hashes.items()
+        )
+        info = AdapterInfo(
+            id=manifest["id"],
+            folder=folder,
+            base_id=manifest["base_id"],
+            rank=int(config["r"]),
+            alpha=int(config["lora_alpha"]),
+            target_modules=tuple(config["target_modules"]),
+            run_id=manifest["run_id"],
+            created_at=manifest["created_at"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterDamaged(f"The adapter {name} is damaged ({type(error).__name__}). Promote another one.") from error
+    if not intact:
+        raise AdapterDamaged(f"The adapter {name} is damaged: its files are not the ones written. Promote another one.")
+    if info.base_id != base_id:
+        raise AdapterForOtherBase(
+            f"The adapter {name} was trained on another model. "
+            "Serve that model, or promote an adapter made for this one."
+        )
+    return info
+
+
+def load_tensors(info: AdapterInfo) -> "dict[str, Tensor]":
+    """Read a verified adapter's tensors.
+
+    Raises:
+        AdapterDamaged: a value is not finite; it would turn every reply into nonsense.
+    """
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(info.folder / TENSORS)
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise AdapterDamaged(f"The adapter {info.id} holds a value that is not a number in {name}.")
+    return tensors
+
+
+def _peft_config(rank: int, alpha: int, target_modules: Sequence[str], base_name: str) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(target_modules),
+        "inference_mode": True,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk: rename may otherwise reach it before the bytes do."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,24 @@
+"""From settings to an engine. Imports torch only when the local engine is asked for."""
+
+from assistant.engine import Engine
+from assistant.errors import SettingsError
+from assistant.settings import Settings
+
+
+def build_engine(settings: Settings) -> Engine:
+    """Build the engine the settings name.
+
+    Raises:
+        SettingsError: no such engine.
+        ModelUnavailable: the local engine's weights cannot be had.
+    """
+    if settings.engine == "fake":
+        from assistant.fake import FakeEngine
+
+        return FakeEngine(seconds_per_word=0.05, max_chars=settings.max_message_chars)
+    if settings.engine == "local":
+        from assistant.loading import load_served, resolve_base
+        from assistant.local import LocalEngine
+
+        return LocalEngine(load_served(resolve_base(settings), settings), settings)
+    raise SettingsError(f"There is no engine {settings.engine!r}. Set NIGHTSCHOOL_ENGINE to local or fake.")

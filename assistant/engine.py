@@ -1,0 +1,165 @@
+"""What an engine promises: requests in, replies that grow out. The promise only, so that it imports no torch.
+
+An engine is used from any thread. A Reply is written by the engine's own thread and read by others.
+Engines: `local.LocalEngine`, `fake.FakeEngine`.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypedDict
+
+from assistant.errors import GenerationFailed
+
+Finish = Literal["stop", "length", "cancelled", "failed"]
+
+
+class Message(TypedDict):
+    """One turn. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one reply is drawn. Temperature 0 is greedy; the same seed gives the same reply."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply wanted. `adapter` is an adapter id, or None for the bare base."""
+
+    messages: Sequence[Message]
+    sampling: Sampling = field(default_factory=Sampling)
+    adapter: str | None = None
+
+
+class Reply:
+    """A reply that grows. Reading never blocks the engine; `cancel` frees the model at its next token."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.finish: Finish | None = None
+        self.error = ""
+        self.prompt_tokens = 0
+        self.new_tokens = 0
+        self.dropped_turns = 0
+        """Earlier turns left out because the conversation outgrew the context."""
+        self.control_tokens = 0
+        """Control tokens in people's text that were kept as plain text."""
+        self.first_token_s: float | None = None
+        self.created = time.monotonic()
+        self._changed = threading.Condition()
+        self._cancelled = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether the reply has ended, in whatever way."""
+        return self.finish is not None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked it to stop."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Ask the engine to stop after the token under way."""
+        self._cancelled.set()
+
+    def grow(self, text: str, tokens: int = 1) -> None:
+        """Engine side: append text (may be empty while a character is incomplete)."""
+        with self._changed:
+            if self.first_token_s is None:
+                self.first_token_s = time.monotonic() - self.created
+            self.text += text
+            self.new_tokens += tokens
+            self._changed.notify_all()
+
+    def end(self, finish: Finish, error: str = "") -> None:
+        """Engine side: close the reply. The first end counts; later ones change nothing."""
+        with self._changed:
+            if self.finish is None:
+                self.error = error
+                self.finish = finish
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        """Block until the reply has ended and return its text.
+
+        Raises:
+            GenerationFailed: the engine met an error.
+            TimeoutError: it has not ended in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.done, timeout_s):
+                raise TimeoutError("The reply has not ended in time.")
+        self._raise_if_failed()
+        return self.text
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the text as it comes, new part by new part.
+
+        Raises:
+            GenerationFailed: the engine met an error.
+        """
+        seen = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda start=seen: self.done or len(self.text) > start)  # type: ignore[misc]
+                text, done = self.text, self.done
+            if len(text) > seen:
+                yield text[seen:]
+                seen = len(text)
+            if done:
+                self._raise_if_failed()
+                return
+
+    async def snapshots(self, at_most_per_s: float = 15.0) -> AsyncIterator[str]:
+        """Yield the whole text so far whenever it has grown, at most so often, and once at the end.
+
+        Never raises for a failed reply: look at `finish` and `error` afterwards.
+        """
+        shown = None
+        while True:
+            done, text = self.done, self.text  # in this order: a reply seen as done is seen whole
+            if text != shown or done:
+                shown = text
+                yield text
+            if done:
+                return
+            await asyncio.sleep(1 / at_most_per_s)
+
+    def _raise_if_failed(self) -> None:
+        if self.finish == "failed":
+            raise GenerationFailed(self.error)
+
+
+class Engine(Protocol):
+    """The promise."""
+
+    base_id: str
+    """Names the weights: the same id, the same base."""
+    numeric_form: str
+    """How they are held, for example `int4` or `bf16`."""
+
+    def submit(self, requests: Sequence[Request]) -> list[Reply]:
+        """Start one or several replies together and return at once.
+
+        Requests of one call run as one batch when they can; calls run beside each other.
+
+        Raises:
+            PromptTooLong, EngineBusy, AdapterError: refused before anything starts.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop: replies under way end as cancelled."""
+        ...

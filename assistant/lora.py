@@ -1,0 +1,112 @@
+"""Adapters on a served model: every linear layer can add a low-rank change, and which one is a pointer.
+
+PEFT's own switch touches every module (tens of milliseconds) and computes in fp32; here `use` sets one
+reference that all layers read, so the model thread changes adapters between two tokens for nothing.
+The result equals PEFT's up to the rounding of bf16; a test holds them together.
+
+Only the thread that owns the model may call `use`. Does not train: finetune does that with PEFT.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from assistant.adapters import load_tensors, verify_adapter
+from assistant.errors import AdapterDamaged
+
+PREFIX = "base_model.model."
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""Layer name -> (Aᵀ (in, r), scaled Bᵀ (r, out))."""
+
+
+class AdapterBank:
+    """The adapters loaded beside one model.
+
+    Args:
+        model: its linear layers are wrapped in place, except the output head.
+        base_id: adapters of other bases are refused.
+    """
+
+    def __init__(self, model: nn.Module, base_id: str) -> None:
+        self.base_id = base_id
+        self.current: Factors | None = None
+        self.loaded: dict[str, Factors] = {}
+        self.layers: dict[str, AdaptedLinear] = {}
+        for parent_name, parent in list(model.named_modules()):
+            for child_name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear) and child_name != "lm_head":
+                    name = f"{parent_name}.{child_name}" if parent_name else child_name
+                    self.layers[name] = AdaptedLinear(child, name, self)
+                    parent.register_module(child_name, self.layers[name])
+
+    def load(self, folder: Path) -> str:
+        """Verify an adapter folder and hold it ready.
+
+        Returns:
+            The adapter's id, for `use`.
+
+        Raises:
+            AdapterMissing, AdapterDamaged, AdapterForOtherBase: it may not be used; nothing changed.
+        """
+        info = verify_adapter(folder, self.base_id)
+        if info.id in self.loaded:
+            return info.id
+        tensors = load_tensors(info)
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+            name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            a, b = tensors.pop(key), tensors.pop(key.replace("lora_A", "lora_B"), None)
+            layer = self.layers.get(name)
+            if b is None or layer is None or not layer.fits(a, b):
+                raise AdapterDamaged(f"The adapter {info.id} does not fit this model at {name}. Promote another one.")
+            scaled = b * (info.alpha / info.rank)
+            factors[name] = (layer.place(a.T), layer.place(scaled.T))
+        if tensors or not factors:
+            raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
+        self.loaded[info.id] = factors
+        return info.id
+
+    def unload(self, adapter_id: str) -> None:
+        """Forget an adapter; unknown ones are no error."""
+        self.loaded.pop(adapter_id, None)
+
+    @contextmanager
+    def use(self, adapter_id: str | None) -> Iterator[None]:
+        """Apply a loaded adapter, or the bare base for None, to forwards inside the block."""
+        before = self.current
+        self.current = None if adapter_id is None else self.loaded[adapter_id]
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer plus the current adapter's low-rank change: y = base(x) + (x Aᵀ) Bᵀ · alpha / r."""
+
+    def __init__(self, base: nn.Linear, name: str, bank: AdapterBank) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self._bank = [bank]  # in a list, so that torch does not take the bank for a submodule
+        self.in_features, self.out_features = base.in_features, base.out_features
+
+    def place(self, factor: Tensor) -> Tensor:
+        """Bring a factor to where the layer computes and what it computes in; packed weights compute in bf16."""
+        weight = self.base.weight
+        return factor.contiguous().to(weight.device, weight.dtype if weight.is_floating_point() else torch.bfloat16)
+
+    def fits(self, a: Tensor, b: Tensor) -> bool:
+        """Whether A (r, in) and B (out, r) belong to this layer."""
+        return a.shape[1] == self.in_features and b.shape[0] == self.out_features and a.shape[0] == b.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer for x (…, in)."""
+        y: Tensor = self.base(x)
+        current = self._bank[0].current
+        factors = None if current is None else current.get(self.name)
+        return y if factors is None else y + (x @ factors[0]) @ factors[1]

@@ -1,0 +1,139 @@
+"""Weight-only integers for the CPU: 4-bit linear layers and an 8-bit head, exchanged inside transformers' own model.
+
+A decode step reads every weight once and is bound by memory, so few bits win; a long prompt is bound by
+arithmetic, where bf16 matrix products win. So each layer keeps both forms and takes the one that is
+faster for the rows at hand. The bf16 copy is the trainable base's own weight.
+
+Four bits: groups of 32 along the input, scale and minimum from the group's extremes. The embedded file's
+Q4_1 blocks are exactly that, so nothing is lost twice. Kernels: torch's `_weight_int4pack_mm_for_cpu` and
+`_weight_int8pack_mm`, which need a CPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+GROUP = 32
+
+
+@dataclass
+class RowLimit:
+    """Up to how many rows the integer kernels are used; shared by all layers of a model.
+
+    Eight is where bf16 catches up, measured on two cores. The examination raises it, so that what is
+    examined is what decodes.
+    """
+
+    rows: int = 8
+
+
+class Int4Linear(nn.Linear):
+    """A linear layer without gradient whose weight is also held in 4 bits for few rows."""
+
+    packed: Tensor
+    scales_and_zeros: Tensor
+    limit: RowLimit
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, limit: RowLimit) -> "Int4Linear":
+        """Take over a bf16 layer's weight, (out, in) with `in` a multiple of 32, and pack it."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.limit = limit
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        layer.bias = linear.bias
+        quantised, scales_and_zeros = quantize_groups(linear.weight.detach())
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised, 1)
+        layer.register_buffer("packed", packed, persistent=False)
+        layer.register_buffer("scales_and_zeros", scales_and_zeros, persistent=False)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute x Wᵀ + b for x (…, in)."""
+        rows = x.numel() // self.in_features
+        if rows > self.limit.rows:
+            return nn.functional.linear(x, self.weight, self.bias)
+        flat = x.reshape(rows, self.in_features).contiguous()
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Head(nn.Linear):
+    """The output head with 8-bit rows for few positions; the embedding it may be tied to stays as it is."""
+
+    quantised: Tensor
+    scales: Tensor
+    limit: RowLimit
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, limit: RowLimit) -> "Int8Head":
+        """Take over a bf16 head and add its 8-bit form, one scale an output row."""
+        head = cls.__new__(cls)
+        nn.Module.__init__(head)
+        head.limit = limit
+        head.in_features, head.out_features = linear.in_features, linear.out_features
+        head.weight, head.bias = linear.weight, linear.bias
+        weight = linear.weight.detach().float()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-8) / 127
+        head.register_buffer("quantised", (weight / scales[:, None]).round().to(torch.int8), persistent=False)
+        head.register_buffer("scales", scales.to(torch.bfloat16), persistent=False)
+        return head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits (…, vocabulary) for x (…, hidden)."""
+        rows = x.numel() // self.in_features
+        if rows > self.limit.rows or self.bias is not None:
+            return nn.functional.linear(x, self.weight, self.bias)
+        flat = x.reshape(rows, self.in_features).contiguous()
+        logits: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self.quantised, self.scales)
+        return logits.view(*x.shape[:-1], self.out_features)
+
+
+def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight to 4 bits by groups of 32.
+
+    Args:
+        weight: (out, in), `in` a multiple of 32.
+
+    Returns:
+        Levels 0..15 as int32 (out, in), and bf16 (in / 32, out, 2) holding scale and zero, where
+        the kernel computes (level - 8) * scale + zero.
+    """
+    out, inner = weight.shape
+    groups = weight.float().view(out, inner // GROUP, GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp(min=1e-8).to(torch.bfloat16).float()
+    zero = (low + 8 * scale).to(torch.bfloat16).float()
+    levels = ((groups - zero[..., None]) / scale[..., None] + 8).round().clamp(0, 15)
+    scales_and_zeros = torch.stack([scale, zero], dim=-1).transpose(0, 1).to(torch.bfloat16).contiguous()
+    return levels.view(out, inner).to(torch.int32), scales_and_zeros
+
+
+def can_be_int4(linear: nn.Linear) -> bool:
+    """Whether the kernel takes this layer: plain, bf16, on the CPU, input a multiple of 32, output of 16."""
+    return (
+        type(linear) is nn.Linear
+        and linear.weight.dtype == torch.bfloat16
+        and linear.weight.device.type == "cpu"
+        and linear.in_features % GROUP == 0
+        and linear.out_features % 16 == 0
+    )
+
+
+def exchange_for_integers(model: nn.Module) -> RowLimit | None:
+    """Exchange every linear layer that can be for its 4-bit form and the head for its 8-bit form, in place.
+
+    Returns:
+        The row limit all of them read, or None where no layer could be exchanged.
+    """
+    limit, exchanged = RowLimit(), False
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and can_be_int4(child):
+                exchange = Int8Head.from_linear if name == "lm_head" else Int4Linear.from_linear
+                parent.register_module(name, exchange(child, limit))
+                exchanged = True
+    return limit if exchanged else None

