@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from assistant.errors import AdapterDamaged, AdapterForOtherBase, AdapterMissing
 
@@ -77,7 +77,7 @@ def write_adapter(
         save_file(
             {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS
         )
-        (folder / CONFIG).write_text(json.dumps(_peft_config(rank, alpha, target_modules, base_name), indent=2))
+        (folder / CONFIG).write_text(_peft_config(rank, alpha, target_modules, base_name))
         manifest = {
             "format": 1,
             "base_id": base_id,
@@ -161,18 +161,19 @@ def load_tensors(info: AdapterInfo) -> "dict[str, Tensor]":
     return tensors
 
 
-def _peft_config(rank: int, alpha: int, target_modules: Sequence[str], base_name: str) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(target_modules),
-        "inference_mode": True,
-    }
+def _peft_config(rank: int, alpha: int, target_modules: Sequence[str], base_name: str) -> str:
+    """Let PEFT write its own configuration, so that every tool that reads PEFT's reads ours."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(target_modules),
+        inference_mode=True,
+    )
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=sorted)  # PEFT holds the modules as a set
 
 
 def _sha256(path: Path) -> str:

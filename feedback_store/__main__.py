@@ -1,0 +1,95 @@
+"""The store's commands: `python -m feedback_store stats|verify|backup FILE`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from feedback_store.errors import StoreDamaged, StoreError
+from feedback_store.integrity import backup, verify
+from feedback_store.store import Store, open_store
+
+DATABASE_NAME = "nightschool.db"
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--home", type=Path, metavar="DIR", help="the folder that holds everything")
+    common.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = argparse.ArgumentParser(
+        prog="python -m feedback_store", description="What people said, and how they voted."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("stats", parents=[common], help="count what is stored")
+    commands.add_parser("verify", parents=[common], help="check that everything is whole")
+    copy = commands.add_parser("backup", parents=[common], help="make a checked copy while others go on writing")
+    copy.add_argument("file", type=Path, metavar="FILE", help="the copy; must not exist yet")
+    return parser
+
+
+def _home(asked: Path | None) -> Path:
+    if asked is not None:
+        return asked
+    named = os.environ.get("NIGHTSCHOOL_HOME")
+    return Path(named or platformdirs.user_data_dir("nightschool", appauthor=False))
+
+
+def _stats(store: Store) -> dict[str, Any]:
+    live = store.registry.live()
+    return {**store.votes.counts(), "live": live.adapter_id or "base", "generation": live.generation}
+
+
+def _verify(store: Store) -> dict[str, Any]:
+    problems = verify(store)
+    return {"ok": not problems, "problems": problems}
+
+
+def _backup(store: Store, target: Path) -> dict[str, Any]:
+    backup(store, target)
+    return {"ok": True, "file": str(target.absolute()), "size_bytes": target.stat().st_size}
+
+
+def _write(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        return
+    for name, value in result.items():
+        for line in value if isinstance(value, list) else [value]:
+            sys.stdout.write(f"{name.replace('_', ' ')}: {line}\n")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    path = _home(arguments.home).expanduser() / DATABASE_NAME
+    store = open_store(path, create=False)
+    try:
+        if arguments.command == "stats":
+            result = _stats(store)
+        elif arguments.command == "verify":
+            result = _verify(store)
+        else:
+            result = _backup(store, arguments.file)
+    finally:
+        store.close()
+    _write(result, as_json=arguments.json)
+    if not result.get("ok", True):
+        raise StoreDamaged(f"{path} is not whole; restore the latest backup in its place.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed; wrong usage exits with 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except StoreError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

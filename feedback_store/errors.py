@@ -1,0 +1,61 @@
+"""What can go wrong between the program and its database file.
+
+StoreError               every message is one sentence a person can act on
+├── BadInput             a value that may not be stored              (the person who sent it)
+├── NotYours             absent, or somebody else's: never told apart (the person who asked)
+├── NotOurFile           the file belongs to another program         (operator)
+├── NewerStore           a later Nightschool wrote the file          (operator)
+├── StoreDamaged         the file cannot be trusted any more         (operator)
+├── StoreBusy            another process held the file for too long  (whoever tries again)
+├── DiskFull             nothing was written for lack of space       (operator)
+├── StaleGeneration      the live adapter moved meanwhile            (operator, the night)
+├── UnknownAdapter       no adapter of that name is registered       (operator, the night)
+└── NothingToRollBack    nothing was ever promoted                   (operator)
+"""
+
+
+class StoreError(Exception):
+    """Root of the family."""
+
+
+class BadInput(StoreError):
+    """A value that may not be stored; nothing was written."""
+
+
+class NotYours(StoreError):
+    """Absent, or somebody else's; one sentence for both, so that it tells nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("There is nothing of yours by that name; reload the page and try again.")
+
+
+class NotOurFile(StoreError):
+    """The file is not a Nightschool database; it was left as it is."""
+
+
+class NewerStore(StoreError):
+    """A later version of Nightschool wrote the file; it was left as it is."""
+
+
+class StoreDamaged(StoreError):
+    """The file cannot be read back whole; it was left as it is."""
+
+
+class StoreBusy(StoreError):
+    """Another process held the database for longer than anybody should wait."""
+
+
+class DiskFull(StoreError):
+    """There was no room to write; what was stored before is untouched."""
+
+
+class StaleGeneration(StoreError):
+    """Somebody moved the live pointer after the caller read it."""
+
+
+class UnknownAdapter(StoreError):
+    """No adapter of that name is registered."""
+
+
+class NothingToRollBack(StoreError):
+    """The live pointer never moved."""

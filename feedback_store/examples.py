@@ -1,0 +1,109 @@
+"""From judgements to what can be trained on: the queries behind pairs, demonstrations and counts."""
+
+from collections.abc import Iterator
+
+from sqlite_utils import Database
+
+from feedback_store.connection import one_row, rows
+from feedback_store.conversations import read_path
+from feedback_store.records import Demonstration, PreferencePair, Turn
+
+_PAIRS = """
+    WITH judged(key, source, person_id, created_at, better_id, worse_id, better_text) AS (
+        SELECT 'comparison:' || id, 'comparison', person_id, chosen_at,
+            iif(choice = 'left', left_message_id, right_message_id),
+            iif(choice = 'left', right_message_id, left_message_id), NULL
+        FROM comparison WHERE choice IN ('left', 'right')
+        UNION ALL
+        SELECT 'thumbs:' || up.message_id || ':' || down.message_id || ':' || up.person_id, 'thumbs', up.person_id,
+            max(up.updated_at, down.updated_at), up.message_id, down.message_id, NULL
+        FROM vote AS up
+        JOIN message AS liked ON liked.id = up.message_id
+        JOIN message AS other ON other.conversation_id = liked.conversation_id AND other.parent_id = liked.parent_id
+        JOIN vote AS down ON down.message_id = other.id AND down.person_id = up.person_id
+        WHERE up.value = 1 AND down.value = -1
+        UNION ALL
+        SELECT 'rewrite:' || message_id || ':' || person_id, 'rewrite', person_id, updated_at,
+            message_id, message_id, text
+        FROM rewrite
+    ), pair AS (
+        SELECT key, source, person_id, judged.created_at, better_id, worse_id, better.parent_id AS prompt_id,
+            better.conversation_id, coalesce(better_text, better.text) AS chosen, worse.text AS rejected,
+            system_prompt.text AS system
+        FROM judged
+        JOIN message AS better ON better.id = better_id
+        JOIN message AS worse ON worse.id = worse_id
+        JOIN origin AS better_origin ON better_origin.message_id = better_id
+        JOIN origin AS worse_origin ON worse_origin.message_id = worse_id
+            AND worse_origin.system_id = better_origin.system_id
+        JOIN system_prompt ON system_prompt.id = better_origin.system_id
+        WHERE chosen <> rejected AND trim(chosen) <> '' AND trim(rejected) <> ''
+    )"""
+_DEMONSTRATIONS = """
+    SELECT 'rewrite:' || rewrite.message_id || ':' || person_id AS key, person_id, updated_at AS created_at,
+        rewrite.message_id, rewrite.text AS completion, parent_id AS prompt_id, conversation_id,
+        system_prompt.text AS system
+    FROM rewrite
+    JOIN message ON message.id = rewrite.message_id
+    JOIN origin ON origin.message_id = rewrite.message_id
+    JOIN system_prompt ON system_prompt.id = origin.system_id
+    ORDER BY created_at, key"""
+_COUNTS = f"""{_PAIRS}
+    SELECT
+        (SELECT count(*) FROM vote WHERE value = 1) AS thumbs_up,
+        (SELECT count(*) FROM vote WHERE value = -1) AS thumbs_down,
+        (SELECT count(*) FROM vote WHERE value = 0) AS retracted,
+        (SELECT count(*) FROM comparison WHERE choice IS NOT NULL) AS comparisons,
+        (SELECT count(*) FROM comparison WHERE choice = 'tie') AS ties,
+        (SELECT count(*) FROM comparison WHERE choice = 'both-bad') AS both_bad,
+        (SELECT count(*) FROM comparison WHERE choice IS NULL) AS unanswered_comparisons,
+        (SELECT count(*) FROM rewrite) AS rewrites,
+        (SELECT count(*) FROM pair) AS pairs,
+        (SELECT count(*) FROM rewrite) AS demonstrations,
+        (SELECT count(*) FROM person) AS people,
+        (SELECT count(*) FROM conversation) AS conversations,
+        (SELECT count(*) FROM message WHERE role = 'assistant') AS replies"""
+
+
+def read_prompt(db: Database, system: str, message_id: str) -> tuple[Turn, ...]:
+    """Return what a reply answered: its system prompt unless empty, then the turns up to the person's message."""
+    turns = [Turn(role=message.role, content=message.text) for message in read_path(db, message_id)]
+    return (Turn(role="system", content=system), *turns) if system else tuple(turns)
+
+
+def read_pairs(db: Database) -> Iterator[PreferencePair]:
+    """Yield the preferences one at a time, oldest first."""
+    for row in rows(db, f"{_PAIRS} SELECT * FROM pair ORDER BY created_at, key"):
+        rewritten = row["source"] == "rewrite"
+        yield PreferencePair(
+            key=row["key"],
+            prompt=read_prompt(db, row["system"], row["prompt_id"]),
+            chosen=row["chosen"],
+            rejected=row["rejected"],
+            source=row["source"],
+            person_id=row["person_id"],
+            conversation_id=row["conversation_id"],
+            created_at=row["created_at"],
+            ids=(row["better_id"],) if rewritten else (row["better_id"], row["worse_id"]),
+        )
+
+
+def read_demonstrations(db: Database) -> Iterator[Demonstration]:
+    """Yield the rewritten replies one at a time, oldest first."""
+    for row in rows(db, _DEMONSTRATIONS):
+        yield Demonstration(
+            key=row["key"],
+            prompt=read_prompt(db, row["system"], row["prompt_id"]),
+            completion=row["completion"],
+            person_id=row["person_id"],
+            conversation_id=row["conversation_id"],
+            created_at=row["created_at"],
+            ids=(row["message_id"],),
+        )
+
+
+def read_counts(db: Database) -> dict[str, int]:
+    """Return how much of everything there is, in one statement and so at one moment."""
+    row = one_row(db, _COUNTS)
+    assert row is not None
+    return row

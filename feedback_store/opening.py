@@ -1,0 +1,214 @@
+"""From a path to a database that may be used: create, recognise, refuse, migrate.
+
+A file that is not ours, newer than this program or damaged is left exactly as it is. A new database is built beside
+its place and renamed into it, so that an empty or half-made file under the final name is always a sign of damage.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from sqlite_utils import Database
+
+from feedback_store.connection import SQLITE_VERSION, connect, transaction, translated
+from feedback_store.errors import NewerStore, NotOurFile, StoreBusy, StoreDamaged, StoreError
+from feedback_store.schema import APPLICATION_ID, VERSION, migrations
+
+_HEADER_BYTES = 100
+_LOCK_TIMEOUT_S = 60
+
+
+def prepare(path: Path, *, create: bool) -> None:
+    """Leave a checked database of this program's version at `path`.
+
+    Raises:
+        NotOurFile, NewerStore, StoreDamaged: the file must not be written to; it is untouched.
+        StoreError: there is none and `create` is False, or the folder cannot be used.
+    """
+    try:
+        present = path.exists()
+        if present:
+            check_header(path)
+        else:
+            _check_absence(path, create=create)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            if not path.exists():
+                _create(path)
+            _bring_up_to_date(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be used ({error.strerror}); check the folder and who may write it.") from error
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file by its header alone, before anything may write to it.
+
+    SQLite reads it, as an unchanging file and without locks: closing a descriptor that SQLite does not know of would
+    drop this process's locks on the file, and another process could then delete the log that is in use.
+    Source: https://www.sqlite.org/howtocorrupt.html section 2.2
+    """
+    if not path.is_file():
+        raise NotOurFile(f"{path} is not a file; name another folder with --home.")
+    cut_off = StoreDamaged(f"{path} is cut off; restore the latest backup in its place.")
+    if path.stat().st_size < _HEADER_BYTES:
+        raise cut_off
+    # with one of these beside it, the file may rightly lack pages; SQLite decides when it opens the file for writing
+    complete = not any(path.with_name(f"{path.name}{ending}").exists() for ending in ("-wal", "-journal"))
+    try:
+        application_id, version, stated_bytes = _read_header(path)
+    except StoreDamaged:
+        if complete:
+            raise
+        return
+    if application_id != APPLICATION_ID:
+        raise NotOurFile(f"{path} belongs to another program; name another folder with --home.")
+    if complete and path.stat().st_size < stated_bytes:  # a last page cut off would read as if it ended in zeros
+        raise cut_off
+    if version > VERSION:
+        raise _newer(path)
+
+
+def wal_is_safe(version: tuple[int, ...]) -> bool:
+    """Say whether this SQLite is free of the WAL-reset bug, which corrupts files with two writers.
+
+    Source: https://www.sqlite.org/wal.html#walresetbug
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+
+
+def copy_database(db: Database, target: Path, check: Callable[[Database], None]) -> None:
+    """Copy a database, as it is at this moment, into a file of its own at `target`, replacing what is there.
+
+    The copy is complete under its final name or absent, and needs no companion files.
+
+    Args:
+        check: looks at the copy before it gets its name, and raises if it is not whole.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    _new_file(partial)
+    copy = connect(partial)
+    try:
+        with translated(partial):
+            db.conn.backup(copy.conn)
+            copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+            check(copy)
+    except BaseException:
+        partial.unlink()
+        raise
+    finally:
+        copy.close()
+    _put_in_place(partial, target)
+
+
+def _read_header(path: Path) -> tuple[int, int, int]:
+    """Return the application id, the schema version and the size in bytes that the header states."""
+    db = connect(path, options="mode=ro&immutable=1")
+    try:
+        with translated(path):
+            names = ("application_id", "user_version", "page_size", "page_count")
+            application_id, version, page_bytes, pages = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+    finally:
+        db.close()
+    return application_id, version, page_bytes * pages
+
+
+def _newer(path: Path) -> NewerStore:
+    return NewerStore(
+        f"{path} was written by a newer Nightschool; update this one, or name another folder with --home."
+    )
+
+
+def _check_absence(path: Path, *, create: bool) -> None:
+    if not create:
+        raise StoreError(f"There is no database at {path}; start the app once, or name another folder with --home.")
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists():
+        raise StoreDamaged(f"{path} is missing while {log.name} is there; put the file or a backup in its place.")
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process at a time create or migrate: sqlite-utils reads what is pending outside its transaction."""
+    try:
+        with FileLock(path.with_name(f"{path.name}.lock"), timeout=_LOCK_TIMEOUT_S):
+            yield
+    except Timeout:
+        raise StoreBusy(f"{path} is being migrated by another process; try again in a minute.") from None
+
+
+def _create(path: Path) -> None:
+    building = path.with_name(f"{path.name}.creating")
+    _new_file(building)
+    db = connect(building)
+    try:
+        with translated(building), transaction(db):
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            _migrate(db)
+    finally:
+        db.close()
+    _put_in_place(building, path)
+
+
+def _bring_up_to_date(path: Path) -> None:
+    db = connect(path)
+    try:
+        with translated(path):
+            behind = _check_inside(db, path)
+            if behind:
+                copy_database(db, path.with_name(f"{path.name}.before-v{VERSION}"), check=_check_pages)
+                with transaction(db):
+                    _migrate(db)
+            _set_journal(db, path)
+    finally:
+        db.close()
+
+
+def _check_inside(db: Database, path: Path) -> bool:
+    """Return whether steps are pending; refuse a newer or damaged file that the header did not give away."""
+    _check_pages(db)
+    steps = migrations()
+    applied = {step.name for step in steps.applied(db)}
+    pending = [step.name for step in steps.pending(db)]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION or len(applied) + len(pending) > VERSION:
+        raise _newer(path)
+    if version != len(applied):
+        raise StoreDamaged(f"{path} holds another schema than its header says; restore the latest backup in its place.")
+    return bool(pending)
+
+
+def _check_pages(db: Database) -> None:
+    if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        path = db.execute("PRAGMA database_list").fetchone()[2]
+        raise StoreDamaged(f"{path} is damaged; restore the latest backup in its place.")
+
+
+def _migrate(db: Database) -> None:
+    migrations().apply(db)
+    db.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _set_journal(db: Database, path: Path) -> None:
+    wanted = "wal" if wal_is_safe(SQLITE_VERSION) else "delete"
+    mode = db.execute(f"PRAGMA journal_mode={wanted}").fetchone()[0]
+    if mode != wanted and wanted == "delete":
+        raise StoreError(f"{path} cannot leave WAL mode, which this SQLite corrupts; install pysqlite3 0.6.1 or later.")
+
+
+def _new_file(path: Path) -> None:
+    """Make an empty file that only its owner may read; what a killed attempt left is removed first."""
+    for leftover in (path, path.with_name(f"{path.name}-journal"), path.with_name(f"{path.name}-wal")):
+        leftover.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _put_in_place(finished: Path, path: Path) -> None:
+    """Rename so that after a power cut either nothing or the whole file has the final name."""
+    os.replace(finished, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,277 @@
+"""What people think of replies: thumbs, side-by-side choices, rewritten answers.
+
+A judgement names replies by id only; text, prompt and settings always come from the messages themselves.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+
+from sqlite_utils import Database
+
+from feedback_store import examples
+from feedback_store.checks import MAX_COMMENT_CHARS, check_choice, check_text, to_json
+from feedback_store.connection import Connections, Row, one_row, rows
+from feedback_store.conversations import own_message
+from feedback_store.errors import BadInput, NotYours
+from feedback_store.records import (
+    REASONS_DOWN,
+    REASONS_UP,
+    Choice,
+    Comparison,
+    Demonstration,
+    Message,
+    PreferencePair,
+    Rewrite,
+    Vote,
+    utc_now,
+)
+
+CHOICES: tuple[Choice, ...] = ("left", "right", "tie", "both-bad")
+
+
+def _vote(row: Row) -> Vote:
+    return Vote(
+        message_id=row["message_id"],
+        person_id=row["person_id"],
+        value=row["value"],
+        reasons=tuple(json.loads(row["reasons"])),
+        comment=row["comment"],
+        version=row["version"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _find_vote(db: Database, message_id: str, person_id: int) -> Vote | None:
+    row = one_row(db, "SELECT * FROM vote WHERE message_id = ? AND person_id = ?", [message_id, person_id])
+    return _vote(row) if row else None
+
+
+def _comparison(row: Row) -> Comparison:
+    return Comparison(**{name: row[name] for name in Comparison.__dataclass_fields__})
+
+
+def _own_comparison(db: Database, comparison_id: str, person_id: int) -> Comparison:
+    row = one_row(db, "SELECT * FROM comparison WHERE id = ? AND person_id = ?", [comparison_id, person_id])
+    if row is None:
+        raise NotYours
+    return _comparison(row)
+
+
+def _check_reasons(value: int, reasons: Sequence[str]) -> tuple[str, ...]:
+    allowed = {1: REASONS_UP, -1: REASONS_DOWN, 0: ()}[value]
+    kept = tuple(dict.fromkeys(reasons)) if value else ()
+    for reason in kept:
+        check_choice(reason, allowed, "A reason")
+    return kept
+
+
+def _finished_reply(db: Database, message_id: str, person_id: int) -> Message:
+    reply = own_message(db, message_id, person_id)
+    if reply.role != "assistant":
+        raise BadInput("Only a reply can be judged, not a person's own message.")
+    if reply.state not in ("done", "stopped"):
+        raise BadInput("Only a finished reply can be judged; wait for its end or ask again.")
+    if not reply.text.strip():
+        raise BadInput("An empty reply cannot be judged; ask again.")
+    return reply
+
+
+class Votes:
+    """The judgements, each of one person about replies in that person's own conversations."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def rate(
+        self,
+        message_id: str,
+        person_id: int,
+        value: int,
+        reasons: Sequence[str] = (),
+        comment: str = "",
+        request_id: str | None = None,
+    ) -> Vote:
+        """Store a thumb; the last one of a person on a reply counts.
+
+        Args:
+            value: 1 up, -1 down, 0 takes it back together with its reasons and comment.
+            reasons: keys of REASONS_UP or REASONS_DOWN, by the value.
+            request_id: names this press; the same one again changes nothing, however late it comes.
+
+        Raises:
+            NotYours: the reply is absent or in somebody else's conversation.
+            BadInput: it is not a finished reply, or a value is not allowed. Nothing is written.
+        """
+        if type(value) is not int or value not in (-1, 0, 1):  # False is an int too, and no retraction
+            raise BadInput("A vote's value must be 1, -1 or 0.")
+        kept = _check_reasons(value, reasons)
+        check_text(comment, "The comment", max_chars=MAX_COMMENT_CHARS)
+        if request_id is not None:
+            check_text(request_id, "The request id", max_chars=200, may_be_empty=False)
+        comment = comment if value else ""
+        with self._connections.write() as db:
+            _finished_reply(db, message_id, person_id)
+            before = _find_vote(db, message_id, person_id)
+            if request_id is not None and _seen(db, person_id, request_id):
+                if before is None:
+                    raise BadInput("That request was used for another reply; send a new request id.")
+                return before
+            same = before is not None and (before.value, before.reasons, before.comment) == (value, kept, comment)
+            if before is not None and same and request_id is None:
+                return before
+            old = before.value if before else None
+            _write_vote(db, message_id, person_id, value, kept, comment, request_id, old=old, same=same)
+            after = _find_vote(db, message_id, person_id)
+        assert after is not None
+        return after
+
+    def get(self, message_id: str, person_id: int) -> Vote | None:
+        """Return a person's thumb on a reply, taken back or not."""
+        with self._connections.read() as db:
+            return _find_vote(db, message_id, person_id)
+
+    def for_messages(self, message_ids: Sequence[str], person_id: int) -> dict[str, Vote]:
+        """Return a person's thumbs on these replies, by message id."""
+        sql = "SELECT * FROM vote WHERE person_id = ? AND message_id IN (SELECT value FROM json_each(?))"
+        with self._connections.read() as db:
+            votes = [_vote(row) for row in rows(db, sql, [person_id, to_json(list(message_ids), "Message ids")])]
+        return {vote.message_id: vote for vote in votes}
+
+    def show_comparison(
+        self, person_id: int, prompt_message_id: str, left_message_id: str, right_message_id: str
+    ) -> Comparison:
+        """Store that two replies were put side by side, and which side each was on.
+
+        Raises:
+            NotYours: one of the three is absent or in somebody else's conversation.
+            BadInput: the two are not different replies to that prompt; a choice would mean nothing.
+        """
+        comparison_id = secrets.token_hex(16)
+        with self._connections.write() as db:
+            prompt = own_message(db, prompt_message_id, person_id)
+            left = own_message(db, left_message_id, person_id)
+            right = own_message(db, right_message_id, person_id)
+            replies = {
+                reply.id for reply in (left, right) if reply.parent_id == prompt.id and reply.role == "assistant"
+            }
+            if prompt.role != "user" or len(replies) != 2:
+                raise BadInput("A comparison needs two different replies to the same message.")
+            db.execute(
+                "INSERT INTO comparison(id, person_id, conversation_id, prompt_message_id, left_message_id,"
+                " right_message_id, shown_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [comparison_id, person_id, prompt.conversation_id, prompt.id, left.id, right.id, utc_now()],
+            )
+            return _own_comparison(db, comparison_id, person_id)
+
+    def choose(self, comparison_id: str, person_id: int, choice: Choice) -> Comparison:
+        """Store the choice between two replies; it may be changed, and its history is kept.
+
+        Raises:
+            NotYours: the comparison is absent or was shown to somebody else.
+            BadInput: a reply is not finished, or the choice is none of CHOICES.
+        """
+        check_choice(choice, CHOICES, "The choice")
+        with self._connections.write() as db:
+            shown = _own_comparison(db, comparison_id, person_id)
+            for message_id in (shown.left_message_id, shown.right_message_id):
+                if own_message(db, message_id, person_id).state not in ("done", "stopped"):
+                    raise BadInput("Both replies must be finished before one is chosen; wait, or ask again.")
+            if shown.choice == choice:
+                return shown
+            now = utc_now()
+            db.execute(
+                "INSERT INTO comparison_event(comparison_id, old, new, at) VALUES (?, ?, ?, ?)",
+                [comparison_id, shown.choice, choice, now],
+            )
+            db.execute("UPDATE comparison SET choice = ?, chosen_at = ? WHERE id = ?", [choice, now, comparison_id])
+            return _own_comparison(db, comparison_id, person_id)
+
+    def comparisons(self, person_id: int, limit: int = 50) -> list[Comparison]:
+        """Return a person's comparisons, newest first."""
+        sql = "SELECT * FROM comparison WHERE person_id = ? ORDER BY seq DESC LIMIT ?"
+        with self._connections.read() as db:
+            return [_comparison(row) for row in rows(db, sql, [person_id, limit])]
+
+    def rewrite(self, message_id: str, person_id: int, text: str) -> Rewrite:
+        """Store what the person would have answered; the last text counts.
+
+        Raises:
+            NotYours: the reply is absent or in somebody else's conversation.
+            BadInput: it is not a finished reply, or the text is empty or cannot be stored.
+        """
+        check_text(text, "The rewritten reply", may_be_empty=False)
+        with self._connections.write() as db:
+            _finished_reply(db, message_id, person_id)
+            db.execute(
+                "INSERT INTO rewrite VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET text = excluded.text, updated_at = excluded.updated_at"
+                " WHERE text <> excluded.text",
+                [message_id, person_id, text, utc_now()],
+            )
+            found = _find_rewrite(db, message_id, person_id)
+        assert found is not None
+        return found
+
+    def get_rewrite(self, message_id: str, person_id: int) -> Rewrite | None:
+        """Return what a person would have answered instead of a reply."""
+        with self._connections.read() as db:
+            return _find_rewrite(db, message_id, person_id)
+
+    def pairs(self) -> Iterator[PreferencePair]:
+        """Yield every preference that the judgements hold, oldest first, as they are at the first step.
+
+        Chosen comparisons; opposite thumbs of one person on replies to one message; rewritten replies against the
+        originals. Left out: equal or empty texts, and replies under different system prompts, because they answered
+        different prompts.
+        """
+        with self._connections.snapshot() as db:
+            yield from examples.read_pairs(db)
+
+    def demonstrations(self) -> Iterator[Demonstration]:
+        """Yield every rewritten reply with its prompt, oldest first, as they are at the first step."""
+        with self._connections.snapshot() as db:
+            yield from examples.read_demonstrations(db)
+
+    def counts(self) -> dict[str, int]:
+        """Return how much of everything there is, all counted at the same moment."""
+        with self._connections.read() as db:
+            return examples.read_counts(db)
+
+
+def _write_vote(
+    db: Database,
+    message_id: str,
+    person_id: int,
+    value: int,
+    reasons: tuple[str, ...],
+    comment: str,
+    request_id: str | None,
+    *,
+    old: int | None,
+    same: bool,
+) -> None:
+    """Add to the history, and to the vote itself unless it is the same again."""
+    now, stored = utc_now(), to_json(reasons, "Reasons")
+    db.execute(
+        "INSERT INTO vote_event(request_id, message_id, person_id, old, new, reasons, comment, at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [request_id, message_id, person_id, old, value, stored, comment, now],
+    )
+    if not same:
+        db.execute(
+            "INSERT INTO vote VALUES (?, ?, ?, ?, ?, 1, ?) ON CONFLICT DO UPDATE SET value = excluded.value,"
+            " reasons = excluded.reasons, comment = excluded.comment, version = version + 1,"
+            " updated_at = excluded.updated_at",
+            [message_id, person_id, value, stored, comment, now],
+        )
+
+
+def _seen(db: Database, person_id: int, request_id: str) -> bool:
+    sql = "SELECT 1 FROM vote_event WHERE person_id = ? AND request_id = ?"
+    return one_row(db, sql, [person_id, request_id]) is not None
+
+
+def _find_rewrite(db: Database, message_id: str, person_id: int) -> Rewrite | None:
+    row = one_row(db, "SELECT * FROM rewrite WHERE message_id = ? AND person_id = ?", [message_id, person_id])
+    return Rewrite(row["message_id"], row["person_id"], row["text"], row["updated_at"]) if row else None
