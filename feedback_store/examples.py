@@ -66,8 +66,12 @@ _COUNTS = f"""{_PAIRS}
 
 
 def read_prompt(db: Database, system: str, message_id: str) -> tuple[Turn, ...]:
-    """Return what a reply answered: its system prompt unless empty, then the turns up to the person's message."""
-    turns = [Turn(role=message.role, content=message.text) for message in read_path(db, message_id)]
+    """Return what a reply answered: its system prompt unless empty, then the turns up to the person's message.
+
+    A reply that failed before its first word is no turn: the model never read one.
+    """
+    path = [message for message in read_path(db, message_id) if message.text.strip()]
+    turns = [Turn(role=message.role, content=message.text) for message in path]
     return (Turn(role="system", content=system), *turns) if system else tuple(turns)
 
 

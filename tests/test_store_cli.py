@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_store_world import fill
+from tests.test_store_world import fill
 
 from feedback_store.__main__ import main
 from feedback_store.connection import connect

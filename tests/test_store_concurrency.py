@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_store_world import answer, ask, fill
+from tests.test_store_world import answer, ask, fill
 
 from feedback_store.connection import connect
 from feedback_store.errors import DiskFull
@@ -23,7 +23,7 @@ VOTES_EACH = 20
 WRITER = """
 import json, pathlib, sys, threading
 sys.path.insert(0, sys.argv[2])
-from test_store_world import answer, ask
+from tests.test_store_world import answer, ask
 from feedback_store import open_store
 
 store = open_store(pathlib.Path(sys.argv[1]))
@@ -45,7 +45,7 @@ sys.stdout.write(json.dumps(sent))
 VICTIM = """
 import pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
-from test_store_world import answer, ask
+from tests.test_store_world import answer, ask
 from feedback_store import open_store
 
 store = open_store(pathlib.Path(sys.argv[1]))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_store_world import ORIGIN, answer, ask, fill
+from tests.test_store_world import ORIGIN, answer, ask, fill
 
 from feedback_store.errors import BadInput, NotYours, StoreError, UnknownAdapter
 from feedback_store.integrity import verify

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils.utils import sqlite3
-from test_store_world import ask, fill
+from tests.test_store_world import ask, fill
 
 from feedback_store.connection import connect
 from feedback_store.errors import BadInput, StoreDamaged, StoreError

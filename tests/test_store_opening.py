@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
-from test_store_world import ask, fill
+from tests.test_store_world import ask, fill
 
 from feedback_store import open_store
 from feedback_store.connection import connect

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_store_world import ORIGIN, answer, ask, fill
+from tests.test_store_world import ORIGIN, answer, ask, fill
 
 from feedback_store.errors import BadInput, NotYours
 from feedback_store.integrity import verify

@@ -1,0 +1,114 @@
+"""A real app process and a real Chromium for the browser tests; also run by hand to take the README's picture."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE_S = 40.0
+
+
+@contextlib.contextmanager
+def running_app(home: Path, *arguments: str, **settings: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Serve a home with the scripted engine on a free port; yields the address and the process."""
+    environment = {**os.environ, "NIGHTSCHOOL_ENGINE": "fake", "PYTHONPATH": str(ROOT), **settings}
+    command = [sys.executable, "-m", "ui", "--port", "0", "--home", str(home), *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        address = re.search(r"http://\S+", said)
+        if address is None:
+            process.kill()
+            raise AssertionError(f"The app did not start: {said}{process.communicate()[1]}")
+        yield address.group(), process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=30)
+
+
+@contextlib.contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Start Chromium, with patience for a machine that does other work too."""
+    expect.set_options(timeout=PATIENCE_S * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visitor:
+    """One person's browser on one app: sees what the page shows, remembers what it asked for."""
+
+    def __init__(self, browser: Browser, address: str, *, phone: bool = False, language: str = "en-US") -> None:
+        size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 800}
+        self.address = address
+        self.context: BrowserContext = browser.new_context(viewport=size, locale=language)  # type: ignore[arg-type]
+        self.context.set_default_timeout(PATIENCE_S * 1000)
+        self.page: Page = self.context.new_page()
+        self.requested: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requested.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+
+    def open(self, path: str = "/") -> Page:
+        """Load the page and wait until it can be used."""
+        self.page.goto(self.address + path)
+        expect(self.page.locator("#message textarea")).to_be_visible()
+        self.page.wait_for_load_state("networkidle")
+        return self.page
+
+    def send(self, text: str) -> None:
+        """Write a message and press Enter."""
+        self.page.fill("#message textarea", text)
+        self.page.press("#message textarea", "Enter")
+
+    def reply(self) -> str:
+        """The text of the last reply on screen."""
+        replies = self.page.locator("#chat .bot.message")
+        return replies.last.inner_text() if replies.count() else ""
+
+    def settle(self) -> None:
+        """Wait until nothing is being written any more."""
+        expect(self.page.locator("#stop")).to_be_hidden()
+        expect(self.page.locator("#retry")).to_be_visible()
+
+    def told(self, sentence: str, place: str = "#notice") -> None:
+        """Wait for a sentence in a status line."""
+        expect(self.page.locator(place)).to_contain_text(sentence)
+
+    def strangers(self) -> list[str]:
+        """Requests that left the origin."""
+        own = (self.address, "data:", "blob:")
+        return [url for url in self.requested if not url.startswith(own)]
+
+
+def eventually(check: Callable[[], bool], why: str) -> None:
+    """Wait for something that happens in another process."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not check():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.05)

@@ -1,0 +1,193 @@
+"""The chat page's handlers: what is stored, what is shown, what bad input gets."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from assistant.engine import Reply
+from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
+from assistant.fake import FakeEngine
+from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, socratic_script
+from ui.chat import View, bubbles
+from ui.texts import ENGLISH
+
+LONG = " ".join(f"word{number}" for number in range(40))
+Make = Callable[..., World]
+
+
+@pytest.fixture
+def make(home: Path) -> Iterator[Make]:
+    opened: list[World] = []
+
+    def build(engine: FakeEngine | None = None) -> World:
+        opened.append(make_world(home, engine))
+        return opened[-1]
+
+    yield build
+    for world in opened:
+        world.engine.close()
+        world.store.close()
+
+
+def ask(world: World, text: str = "What is 2 + 2?", shown: str = "", preset: str = "plain") -> View:
+    return play(world.chat.ask(text, preset, shown))[-1]
+
+
+def test_a_reply_grows_and_is_stored_with_what_produced_it(make: Make) -> None:
+    world = make(FakeEngine(script=socratic_script, seconds_per_word=0.03))
+    views = play(world.chat.ask("Help me with fractions, please", "socratic", ""))
+    lengths = [len(view.path[-1].text) for view in views if view.busy]
+    assert len(set(lengths)) > 2
+    assert views[0].keep == ""
+    assert all(view.keep is None for view in views[1:])
+    reply = world.store.conversations.path_to(views[-1].shown)[-1]
+    assert reply.text.startswith("You said: Help me with fractions, please (base, ")
+    assert "You are a tutor" in reply.text
+    assert (reply.state, reply.finish) == ("done", "stop")
+    assert reply.origin is not None
+    assert (reply.origin.preset, reply.origin.adapter_id, reply.origin.base_id) == ("socratic", None, "fake")
+    assert reply.origin.system.startswith("You are a tutor")
+
+
+def test_the_model_reads_the_whole_path(make: Make) -> None:
+    seen: list[list[str]] = []
+    world = make(FakeEngine(script=lambda request: str(seen.append([m["content"] for m in request.messages]))))
+    first = ask(world, "one")
+    ask(world, "two", first.shown)
+    assert seen[1][1:] == ["one", "None", "two"]
+
+
+def test_a_promotion_answers_the_next_message(make: Make) -> None:
+    world = make()
+    first = ask(world)
+    world.store.registry.register_adapter("night-1", "fake")
+    world.store.registry.promote("night-1", 0)
+    second = ask(world, "And now?", first.shown)
+    assert "(night-1, " in second.path[-1].text
+    assert second.path[-1].origin is not None
+    assert second.path[-1].origin.adapter_id == "night-1"
+
+
+def test_stop_keeps_the_partial_text(make: Make) -> None:
+    world = make(FakeEngine(seconds_per_word=0.02))
+    views = play(world.chat.ask(LONG, "plain", ""), lambda view: world.chat.stop(view.shown) if view.busy else None)
+    assert views[-1].path[-1].state == "stopped"
+    assert len(views[-1].path[-1].text) < len(LONG)
+    assert ENGLISH.note_stopped in bubbles(views[-1].path, ENGLISH)[-1]["content"]
+
+
+def test_a_closed_tab_keeps_the_partial_text_and_frees_the_model(make: Make) -> None:
+    world = make(FakeEngine(seconds_per_word=0.02))
+    leave_after(world.chat.ask(LONG, "plain", ""), 4)
+    reply = world.chat.open().path[-1]
+    assert reply.state == "stopped"
+    assert reply.text
+    assert world.replies.text_so_far(reply.id) is None
+
+
+def test_retry_is_a_sibling_and_every_version_stays_reachable(make: Make) -> None:
+    world = make()
+    first = ask(world)
+    second = play(world.chat.retry("plain", first.shown))[-1]
+    assert (second.version, second.versions) == (2, 2)
+    assert second.path[0].id == first.path[0].id
+    assert second.path[1].id != first.path[1].id
+    back = world.chat.turn(second.shown, -1)
+    assert (back.shown, back.version) == (first.shown, 1)
+    assert world.chat.turn(back.shown, -1).shown == first.shown
+    assert world.chat.open().shown == second.shown
+
+
+def test_an_empty_message_gets_a_sentence_and_stores_nothing(make: Make) -> None:
+    world = make()
+    for text in ("", "   \n"):
+        view = ask(world, text)
+        assert (view.notice, view.keep) == (ENGLISH.empty_message, text)
+    assert world.store.conversations.list(world.person) == []
+
+
+def test_a_too_long_message_gets_a_sentence_and_stays(make: Make) -> None:
+    world = make()
+    view = ask(world, "x" * 100_000)
+    assert "100,000 characters and 20,000 fit" in view.notice
+    assert view.keep == "x" * 100_000
+    assert world.store.conversations.list(world.person) == []
+
+
+@pytest.mark.parametrize("error", [EngineBusy("Too many."), PromptTooLong("Too long."), AdapterMissing("Gone.")])
+def test_a_refusal_by_the_engine_is_said_and_loses_nothing(make: Make, error: Exception) -> None:
+    world = make(RefusingEngine(error))
+    view = ask(world, "Keep me")
+    assert (view.notice, view.keep, view.busy) == (str(error), "Keep me", False)
+    assert [(m.text, m.state) for m in view.path] == [("Keep me", "done"), ("", "failed")]
+
+
+def test_a_message_after_a_failed_reply_takes_its_place(make: Make) -> None:
+    def script(request: object) -> str:
+        raise ValueError("planted")
+
+    world = make(FakeEngine(script=script))
+    failed = ask(world, "first")
+    assert failed.notice == ENGLISH.failed_reply
+    world.engine.script = lambda request: f"read {len(request.messages)} messages"
+    view = ask(world, "second", failed.shown)
+    assert [m.text for m in view.path] == ["second", "read 2 messages"]
+    retried = play(world.chat.retry("plain", failed.shown))[-1]
+    assert [m.text for m in retried.path] == ["first", "read 2 messages"]
+
+
+def test_a_second_message_waits_for_the_reply_under_way(make: Make) -> None:
+    world = make(FakeEngine(seconds_per_word=0.02))
+    early: list[View] = []
+    play(
+        world.chat.ask("hello there", "plain", ""),
+        lambda view: early.append(next_view(world, view.shown)) if view.busy else None,
+    )
+    assert {(view.notice, view.keep, view.busy) for view in early} == {(ENGLISH.still_writing, "too early", True)}
+
+
+def next_view(world: World, shown: str) -> View:
+    """Look at the first answer to a message sent meanwhile, without a second event loop."""
+    generator = world.chat.ask("too early", "plain", shown)
+    try:
+        generator.asend(None).send(None)
+    except StopIteration as stop:
+        view: View = stop.value
+        return view
+    raise AssertionError("the handler waited")
+
+
+def test_dropped_turns_are_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ForgetfulEngine(FakeEngine):
+        def submit(self, requests: object) -> list[Reply]:
+            replies = super().submit(requests)  # type: ignore[arg-type]
+            for reply in replies:
+                reply.dropped_turns = 4
+            return replies
+
+    view = ask(make(ForgetfulEngine()))
+    assert "its 4 earliest turns were left out" in view.notice
+
+
+def test_a_foreign_or_stale_message_id_gets_a_sentence(make: Make) -> None:
+    world = make()
+    view = ask(world, "hello", shown="no-such-id")
+    assert "nothing of yours" in view.notice
+    assert view.keep == "hello"
+    other = world.store.people.add("stranger")
+    theirs = world.store.conversations.start(other.id)
+    message = world.store.conversations.add_user_message(theirs.id, other.id, "secret")
+    view = ask(world, "hello", shown=message.id)
+    assert "nothing of yours" in view.notice
+    assert world.chat.open(theirs.id).path == ()
+
+
+def test_reopening_shows_the_newest_branch_with_its_thumbs(make: Make) -> None:
+    world = make()
+    first = ask(world)
+    world.votes.thumb("", first.shown, 1)
+    play(world.chat.ask("another conversation", "plain", ""))
+    view = world.chat.open(first.conversation_id)
+    assert view.shown == first.shown
+    assert view.votes == ("Like",)

@@ -1,0 +1,126 @@
+"""The compare page's handlers: two replies, sides drawn here, nothing revealed before the choice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from assistant.errors import EngineBusy
+from tests.ui_support import RefusingEngine, World, fixed_script, leave_after, make_world, play
+from ui.compare import ComparePage, Round
+from ui.texts import ENGLISH
+
+
+@pytest.fixture
+def world(home: Path) -> Iterator[World]:
+    made = make_world(home)
+    yield made
+    made.store.close()
+
+
+def ask(world: World, text: str = "Which is better?") -> Round:
+    return play(world.compare.ask(text, "plain"))[-1]
+
+
+def test_two_replies_differ_in_nothing_but_the_seed(world: World) -> None:
+    world.engine.script = fixed_script("one", "two")
+    shown = ask(world)
+    assert shown.stage == "choosing"
+    assert {shown.left, shown.right} == {"one", "two"}
+    (comparison,) = world.store.votes.comparisons(world.person)
+    left = world.store.conversations.path_to(comparison.left_message_id)[-1]
+    right = world.store.conversations.path_to(comparison.right_message_id)[-1]
+    assert (left.text, right.text) == (shown.left, shown.right)
+    assert left.origin is not None
+    assert right.origin is not None
+    assert left.origin.seed != right.origin.seed
+    assert left.origin.__dict__ | {"seed": 0} == right.origin.__dict__ | {"seed": 0}
+    assert world.store.conversations.list(world.person) == []
+    assert len(world.store.conversations.list(world.person, kind="compare")) == 1
+
+
+def test_nothing_tells_what_a_side_is_before_the_choice(world: World) -> None:
+    world.store.registry.register_adapter("secret-adapter", "fake")
+    world.store.registry.promote("secret-adapter", 0)
+    world.engine.script = fixed_script("one", "two")
+    page = ComparePage(world.compare, ENGLISH)
+    rounds = play(world.compare.ask("Which?", "plain"))
+    assert "secret-adapter" not in str([page.updates(shown) for shown in rounds])
+    chosen = world.compare.choose(rounds[-1].key, "right")
+    assert chosen.stage == "chosen"
+    assert all("secret-adapter" in name for name in chosen.revealed)
+
+
+@pytest.mark.parametrize("choice", ["left", "right", "tie", "both-bad"])
+def test_every_choice_is_stored(world: World, choice: str) -> None:
+    world.engine.script = fixed_script("one", "two")
+    shown = world.compare.choose(ask(world).key, choice)  # type: ignore[arg-type]
+    assert (shown.choice, shown.notice) == (choice, ENGLISH.choice_saved)
+    assert world.store.votes.comparisons(world.person)[0].choice == choice
+    assert world.compare.past() == [("Which is better?", choice)]
+
+
+def test_sides_are_drawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for swapped in (False, True):
+        monkeypatch.setattr("ui.compare.swap_sides", lambda swapped=swapped: swapped)
+        ask(world)
+        comparison = world.store.votes.comparisons(world.person)[0]
+        began = [reply.id for reply in world.store.conversations.siblings(comparison.left_message_id)]
+        assert (began.index(comparison.left_message_id) > 0) == swapped
+
+
+def test_equal_replies_are_redrawn_once(world: World) -> None:
+    world.engine.script = fixed_script("same", "same", "other")
+    shown = ask(world)
+    assert {shown.left, shown.right} == {"same", "other"}
+    world.engine.script = fixed_script("same")
+    shown = ask(world)
+    assert shown.stage == "choosing"
+    assert (shown.left, shown.right) == ("same", "same")
+
+
+def test_the_choice_waits_for_both_ends(world: World) -> None:
+    world.engine.seconds_per_word = 0.02
+    page = ComparePage(world.compare, ENGLISH)
+    rounds = play(world.compare.ask("Which of these words?", "plain"))
+    for shown in rounds:
+        buttons = page.updates(shown)[12:16]
+        assert all(button["interactive"] == (shown.stage == "choosing") for button in buttons)
+    assert sum(shown.stage == "running" for shown in rounds) > 2
+
+
+def test_a_stopped_round_offers_no_choice(world: World) -> None:
+    world.engine.seconds_per_word = 0.02
+    shown = play(world.compare.ask("a " * 50, "plain"), lambda shown: world.compare.stop(shown.key))[-1]
+    assert (shown.stage, shown.notice) == ("empty", ENGLISH.no_comparison)
+    assert world.store.votes.comparisons(world.person) == []
+
+
+def test_a_closed_tab_ends_both_replies(world: World) -> None:
+    world.engine.seconds_per_word = 0.02
+    leave_after(world.compare.ask("a " * 50, "plain"), 3)
+    (conversation,) = world.store.conversations.list(world.person, kind="compare")
+    last = world.store.conversations.thread(conversation.id, world.person)[-1]
+    assert [reply.state for reply in world.store.conversations.siblings(last.id)] == ["stopped", "stopped"]
+
+
+def test_bad_input_gets_a_sentence_and_keeps_the_text(world: World) -> None:
+    assert ask(world, " ").notice == ENGLISH.empty_message
+    shown = ask(world, "x" * 100_000)
+    assert "100,000 characters" in shown.notice
+    assert shown.keep == "x" * 100_000
+    assert "nothing of yours" in world.compare.choose("no-such-id", "left").notice
+    assert world.store.conversations.list(world.person, kind="compare") == []
+
+
+def test_a_busy_engine_is_said(home: Path) -> None:
+    world = make_world(home, RefusingEngine(EngineBusy("Too many are waiting.")))
+    shown = ask(world)
+    assert (shown.notice, shown.keep) == ("Too many are waiting.", "Which is better?")
+    world.store.close()
+
+
+def test_an_unanswered_comparison_is_there_after_a_reload(world: World) -> None:
+    world.engine.script = fixed_script("one", "two")
+    shown = ask(world)
+    assert world.compare.open() == shown

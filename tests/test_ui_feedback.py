@@ -1,0 +1,100 @@
+"""Votes from the page: one row a reply, the last choice wins, nothing on what is not one's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from feedback_store.records import Vote
+from tests.ui_support import World, leave_after, make_world, play
+from ui.feedback import panel_updates
+from ui.texts import ENGLISH
+
+
+@pytest.fixture
+def world(home: Path) -> Iterator[World]:
+    made = make_world(home)
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+def shown(world: World) -> str:
+    first = play(world.chat.ask("one", "plain", ""))[-1].shown
+    return play(world.chat.ask("two", "plain", first))[-1].shown
+
+
+def stored(world: World, message_id: str) -> Vote:
+    vote = world.store.votes.get(message_id, world.person)
+    assert vote is not None
+    return vote
+
+
+def test_a_thumb_can_be_given_changed_and_taken_back(world: World, shown: str) -> None:
+    assert world.votes.thumb("", shown, 1).notice == ENGLISH.vote_saved
+    assert stored(world, shown).value == 1
+    assert world.votes.thumb("", shown, -1).value == -1
+    assert world.votes.thumb("", shown, -1).notice == ENGLISH.vote_retracted
+    assert stored(world, shown).value == 0
+    world.votes.thumb("", shown, 1)
+    world.votes.retract("", shown)
+    assert stored(world, shown).value == 0
+
+
+def test_reasons_and_comment_belong_to_the_side_of_the_vote(world: World, shown: str) -> None:
+    assert world.votes.explain("", shown, ["clear"], "why").notice == ENGLISH.vote_first
+    world.votes.thumb("", shown, 1)
+    world.votes.explain("", shown, ["clear", "wrong"], "well said")
+    assert (stored(world, shown).reasons, stored(world, shown).comment) == (("clear",), "well said")
+    world.votes.thumb("", shown, -1)
+    assert (stored(world, shown).reasons, stored(world, shown).comment) == ((), "well said")
+
+
+@pytest.mark.parametrize(("liked", "value"), [(True, 1), (False, -1), ("", 0), ("Flag", 0)])
+def test_an_unlike_from_the_chatbot_is_no_dislike(world: World, shown: str, liked: object, value: int) -> None:
+    """The Chatbot sends an empty text when an active thumb is clicked again."""
+    world.votes.liked(shown, 3, True)
+    world.votes.liked(shown, 3, liked)
+    assert stored(world, shown).value == value
+
+
+def test_the_chatbots_thumbs_name_the_reply_by_its_place(world: World, shown: str) -> None:
+    first = world.store.conversations.path_to(shown)[1]
+    panel = world.votes.liked(shown, [1, 0], True)
+    assert (panel.selected, panel.place, panel.of) == (first.id, 1, 2)
+    assert stored(world, first.id).value == 1
+    assert world.store.votes.get(shown, world.person) is None
+    for place in (0, 4, -1, "x", None):
+        assert world.votes.liked(shown, place, True).notice == ENGLISH.reload_page
+    assert world.store.votes.counts()["thumbs_up"] == 1
+
+
+def test_a_vote_on_a_stale_id_falls_to_nobody_elses_reply(world: World, shown: str) -> None:
+    other = world.store.people.add("stranger")
+    theirs = world.store.conversations.start(other.id)
+    message = world.store.conversations.add_user_message(theirs.id, other.id, "secret")
+    assert world.votes.thumb("", message.id, 1).notice == ENGLISH.not_votable
+    assert world.votes.thumb(message.id, shown, 1).notice == ENGLISH.reload_page
+    assert world.store.votes.counts()["thumbs_up"] == 0
+
+
+def test_an_unfinished_reply_cannot_be_voted_on(world: World) -> None:
+    world.engine.seconds_per_word = 0.05
+    leave_after(world.chat.ask("stop at once", "plain", ""), 1)
+    shown = world.chat.open().shown
+    assert world.votes.thumb("", shown, 1).notice == ENGLISH.not_votable
+    assert world.store.votes.get(shown, world.person) is None
+
+
+def test_a_better_answer_is_stored_beside_the_reply(world: World, shown: str) -> None:
+    assert "empty" in world.votes.rewrite("", shown, "  ").notice.lower()
+    assert world.votes.rewrite("", shown, "What do you see?").notice == ENGLISH.rewrite_saved
+    assert world.votes.panel("", shown).rewrite == "What do you see?"
+    assert world.store.votes.counts()["rewrites"] == 1
+
+
+def test_the_page_offers_only_the_reasons_of_the_side(world: World, shown: str) -> None:
+    down = panel_updates(world.votes.thumb("", shown, -1), ENGLISH)
+    assert ("Told the answer", "told_the_answer") in down[6]["choices"]
+    up = panel_updates(world.votes.thumb("", shown, 1), ENGLISH)
+    assert ("Told the answer", "told_the_answer") not in up[6]["choices"]

@@ -1,0 +1,122 @@
+"""The operate page: counts, nights, adapters; it reads run folders and never writes them."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ui_support import World, make_world, play
+from ui.nights import Nights
+from ui.operate import OperatePage, gate_table
+from ui.texts import ENGLISH
+
+
+@pytest.fixture
+def world(home: Path) -> Iterator[World]:
+    made = make_world(home)
+    yield made
+    made.store.close()
+
+
+def add_run(world: World, run_id: str) -> Path:
+    world.store.registry.start_run(run_id)
+    folder = world.settings.runs_dir / run_id
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_the_page_says_how_many_votes_are_missing(world: World) -> None:
+    assert "30 more until a night can train." in world.operate.votes_html()
+    shown = play(world.chat.ask("hello", "plain", ""))[-1].shown
+    world.votes.rewrite("", shown, "A better one")
+    assert "29 more until a night can train." in world.operate.votes_html()
+
+
+def test_promotion_and_rollback_move_the_pointer(world: World) -> None:
+    world.store.registry.register_adapter("night-1", "fake")
+    generation = world.operate.generation()
+    assert "night-1 answers from the next message on" in world.operate.promote("night-1", generation)
+    assert world.store.registry.live().adapter_id == "night-1"
+    assert "changed meanwhile" in world.operate.promote("base", generation)
+    assert world.store.registry.live().adapter_id == "night-1"
+    assert "Base model answers" in world.operate.roll_back()
+    assert world.store.registry.live().adapter_id is None
+
+
+def test_what_cannot_be_promoted_gets_a_sentence(world: World) -> None:
+    assert world.operate.promote(None, "0") == ENGLISH.reload_page
+    assert world.operate.promote("base", "x") == ENGLISH.reload_page
+    assert "No adapter" in world.operate.promote("unknown", "0")
+    assert "nothing to go back to" in world.operate.roll_back()
+    world.store.registry.register_adapter("weak", "fake", state="refused")
+    assert world.operate.adapters() == ([("Base model", "base")], "base")
+
+
+def test_a_night_under_way_shows_its_progress(world: World) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    lines = [{"phase": "train", "step": step, "total": 40, "seconds": 1.0, "eta_s": 90.0} for step in (9, 10)]
+    (folder / "progress.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"phase": "tr')
+    assert "train: step 10 of 40, about 2 min left" in world.operate.night_html()
+    assert world.operate.working()
+    assert world.operate.retrain() == ENGLISH.retrain_running
+
+
+def test_a_finished_night_shows_its_gate_and_plots_and_escapes_them(world: World) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    check = {"check": "<b>accuracy</b>", "live": 0.5, "candidate": 0.81234, "limit": -0.02, "passed": True, "note": "n"}
+    (folder / "report.json").write_text(json.dumps({"gate": [check]}))
+    (folder / "loss.png").write_bytes(b"png")
+    world.store.registry.finish_run("20261120T213000Z-abcd", "refused", reasons=["<i>worse</i>"])
+    shown = world.operate.runs_html()
+    assert "<b>accuracy" not in shown
+    assert "<i>worse" not in shown
+    assert "0.8123" in shown
+    assert ">passed<" in shown
+    assert "/plots/20261120T213000Z-abcd/loss.png" in shown
+    assert not world.operate.working()
+
+
+def test_a_damaged_or_missing_report_leaves_the_page_whole(world: World) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    assert world.operate.night_html()
+    for text in ("{", "[]", '{"gate": 3}', '{"gate": [1, {}]}'):
+        (folder / "report.json").write_text(text)
+        (folder / "progress.jsonl").write_text(text)
+        assert "refused" not in world.operate.runs_html()
+    assert gate_table(None, ENGLISH) == ""
+
+
+def test_only_plots_of_runs_are_files(world: World, home: Path) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    (folder / "loss.png").write_bytes(b"png")
+    (folder / "run.json").write_text("{}")
+    (folder / "sneaky.png").symlink_to(home / "nightschool.db")
+    nights = Nights(home, world.settings.runs_dir)
+    assert nights.plot_path(folder.name, "loss.png") == folder / "loss.png"
+    for run, name in (
+        (folder.name, "run.json"),
+        (folder.name, "sneaky.png"),
+        (folder.name, "../loss.png"),
+        ("..", "loss.png"),
+        ("../runs", "loss.png"),
+    ):
+        assert nights.plot_path(run, name) is None
+
+
+def test_retrain_starts_one_process_that_outlives_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = world.settings.home / "night.sh"
+    stand_in.write_text("#!/bin/sh\necho skipped: 30 votes are missing\nread line < $(dirname $0)/gate\n")
+    stand_in.chmod(0o755)
+    gate = world.settings.home / "gate"
+    os.mkfifo(gate)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    page = OperatePage(world.operate)
+    assert ENGLISH.retrain_started in str(page.retrain())
+    assert ENGLISH.retrain_running in str(page.retrain())
+    gate.write_text("go\n")
+    assert world.nights.wait() == 0
+    assert "30 votes are missing" in world.operate.night_html()
+    assert page.tick()[0]

@@ -1,0 +1,436 @@
+"""The chat page: handlers over engine and store above, layout and wiring below.
+
+The browser sends ids and choices; who said what comes from the database. `shown` is the id of the last message
+on screen: the path from it up to the root is the page.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from assistant.errors import AssistantError
+from assistant.presets import PRESETS
+from assistant.settings import Settings
+from feedback_store import Store
+from feedback_store.errors import StoreError
+from feedback_store.records import Message, Vote
+from ui.events import SHORT
+from ui.feedback import FeedbackDesk, FeedbackParts, Panel, build_feedback, build_vote_bar, notice_update, panel_updates
+from ui.history import history_update
+from ui.replies import Draft, Replies
+from ui.texts import Texts
+
+CURSOR = " ▍"
+REMEMBER_JS = "(id) => { history.replaceState(null, '', id ? '?c=' + id : location.pathname); }"
+# On a phone the list covers the page: it is closed at the start and once a conversation is chosen.
+CLOSE_SIDEBAR_JS = """() => {
+  if (window.innerWidth < 768) document.querySelector('#sidebar.open .toggle-button')?.click();
+}"""
+ASKED_JS = f"() => {{ ({CLOSE_SIDEBAR_JS})(); return new URLSearchParams(location.search).get('c') || ''; }}"
+
+
+@dataclass(frozen=True)
+class View:
+    """What the chat page shows at one moment."""
+
+    path: tuple[Message, ...] = ()
+    votes: tuple[str | None, ...] = ()
+    """One entry an assistant message: Like, Dislike or None."""
+    busy: bool = False
+    notice: str = ""
+    keep: str | None = None
+    """Text for the message box; None leaves it as the person has it."""
+    version: int = 1
+    versions: int = 1
+
+    @property
+    def shown(self) -> str:
+        """Id of the last message on screen, or nothing."""
+        return self.path[-1].id if self.path else ""
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation on screen, or nothing."""
+        return self.path[-1].conversation_id if self.path else ""
+
+
+class ChatDesk:
+    """What the chat page can do, without the page."""
+
+    def __init__(self, replies: Replies, store: Store, settings: Settings, texts: Texts) -> None:
+        self._replies = replies
+        self._store = store
+        self._max_chars = settings.max_message_chars
+        self._texts = texts
+
+    def open(self, conversation_id: str = "") -> View:
+        """Show a conversation's newest branch; without an id, or with a foreign one, the latest conversation."""
+        person = self._store.people.owner().id
+        if conversation_id:
+            try:
+                return self._view(self._store.conversations.thread(conversation_id, person))
+            except StoreError:
+                pass  # an old link: the latest conversation is a better answer than an error
+        for conversation in self._store.conversations.list(person, limit=1):
+            return self._view(self._store.conversations.thread(conversation.id, person))
+        return View()
+
+    def at(self, shown: str) -> View:
+        """Show the path that ends in a message of this person.
+
+        Raises:
+            StoreError: there is no such message here.
+        """
+        return self._view(self._own_path(shown)) if shown else View()
+
+    async def ask(self, text: str, preset: str, shown: str) -> AsyncGenerator[View]:
+        """Store the message, then stream its reply. Refusals are sentences in `notice` and keep the text."""
+        refusal = self._refusal(text, shown)
+        try:
+            if refusal:
+                yield replace(self.at(shown), notice=refusal, keep=text)
+                return
+            question = self._record(text, shown)
+        except StoreError as error:
+            yield replace(self.open(), notice=self._texts.error(error), keep=text)
+            return
+        async with aclosing(self._answer(question, preset, text)) as views:
+            async for view in views:
+                yield view
+
+    async def retry(self, preset: str, shown: str) -> AsyncGenerator[View]:
+        """Stream another version of the last reply; the earlier ones stay."""
+        try:
+            path = self._own_path(shown) if shown else []
+        except StoreError as error:
+            yield replace(self.open(), notice=self._texts.error(error))
+            return
+        if not path or self._replies.text_so_far(shown) is not None:
+            yield replace(self.at(shown), notice=self._texts.nothing_to_retry)
+            return
+        question = path[-1] if path[-1].role == "user" else path[-2]
+        async with aclosing(self._answer(question, preset, None)) as views:
+            async for view in views:
+                yield view
+
+    def stop(self, shown: str) -> None:
+        """Stop the reply on screen; its partial text is kept."""
+        self._replies.stop(shown)
+
+    def turn(self, shown: str, step: int) -> View:
+        """Show the version before (-1) or after (+1) of the last reply."""
+        path = self._own_path(shown)
+        ids = [message.id for message in self._store.conversations.siblings(shown)]
+        place = min(max(ids.index(path[-1].id) + step, 0), len(ids) - 1)
+        return self.at(ids[place])
+
+    def _refusal(self, text: str, shown: str) -> str:
+        if not text.strip():
+            return self._texts.empty_message
+        if len(text) > self._max_chars:
+            return self._texts.too_long.format(chars=len(text), limit=self._max_chars)
+        if shown and self._replies.text_so_far(shown) is not None:
+            return self._texts.still_writing
+        return ""
+
+    def _record(self, text: str, shown: str) -> Message:
+        person = self._store.people.owner().id
+        if not shown:
+            conversation = self._store.conversations.start(person)
+            return self._store.conversations.add_user_message(conversation.id, person, text)
+        path = self._own_path(shown)
+        # A reply that failed before its first word is no context: the new message takes its question's place.
+        answered = [message.id for message in path if message.role == "assistant" and message.text.strip()]
+        parent = answered[-1] if answered else None
+        return self._store.conversations.add_user_message(path[-1].conversation_id, person, text, parent)
+
+    async def _answer(self, question: Message, preset: str, typed: str | None) -> AsyncGenerator[View]:
+        person = self._store.people.owner().id
+        before = self._view(self._store.conversations.path_to(question.id))
+        try:
+            draft = self._replies.start(question, person, preset)[0]
+        except (AssistantError, StoreError) as error:
+            newest = self._view(self._store.conversations.thread(question.conversation_id, person))
+            yield replace(newest, notice=self._texts.error(error), keep=typed)
+            return
+        clear = None if typed is None else ""
+        try:
+            async for text in draft.reply.snapshots():
+                path = (*before.path, replace(draft.message, text=text + CURSOR))
+                yield replace(before, path=path, votes=(*before.votes, None), busy=True, keep=clear)
+                clear = None
+        finally:
+            self._replies.close(draft)
+        yield replace(self.at(draft.message.id), notice=self._told(draft))
+
+    def _told(self, draft: Draft) -> str:
+        reply = draft.reply
+        if reply.finish == "failed":
+            return self._texts.failed_reply
+        if reply.dropped_turns:
+            return self._texts.dropped_turns.format(count=reply.dropped_turns)
+        if reply.finish == "length":
+            return self._texts.cut_at_limit
+        return ""
+
+    def _own_path(self, shown: str) -> list[Message]:
+        path = self._store.conversations.path_to(shown)
+        self._store.conversations.get(path[-1].conversation_id, self._store.people.owner().id)
+        return path
+
+    def _view(self, path: Sequence[Message]) -> View:
+        live = tuple(self._with_running_text(message) for message in path)
+        replies = [message.id for message in live if message.role == "assistant"]
+        votes = self._store.votes.for_messages(replies, self._store.people.owner().id)
+        ids = [m.id for m in self._store.conversations.siblings(replies[-1])] if replies else []
+        last_is_reply = bool(ids) and live[-1].id in ids
+        return View(
+            path=live,
+            busy=bool(live) and self._replies.text_so_far(live[-1].id) is not None,
+            votes=tuple(thumb(votes.get(reply)) for reply in replies),
+            version=ids.index(live[-1].id) + 1 if last_is_reply else 1,
+            versions=len(ids) if last_is_reply else 1,
+        )
+
+    def _with_running_text(self, message: Message) -> Message:
+        text = self._replies.text_so_far(message.id)
+        return message if text is None else replace(message, text=text + CURSOR)
+
+
+def thumb(vote: Vote | None) -> str | None:
+    """A vote as the Chatbot component names it."""
+    return {1: "Like", -1: "Dislike"}.get(vote.value) if vote else None
+
+
+def bubbles(path: Sequence[Message], texts: Texts) -> list[dict[str, Any]]:
+    """Messages as the Chatbot component takes them, with a note under replies that did not end by themselves."""
+    notes = {"stopped": texts.note_stopped, "failed": texts.note_failed, "interrupted": texts.note_interrupted}
+    shown = []
+    for message in path:
+        note = notes.get(message.state, "") if message.role == "assistant" else ""
+        content = f"{message.text}\n\n*{note}*" if note else message.text
+        shown.append({"role": message.role, "content": content})
+    return shown
+
+
+def preset_choices(texts: Texts) -> list[tuple[str, str]]:
+    """Presets for a radio: the person's word for it, and the key that is stored."""
+    return [(texts.presets.get(preset.key, preset.name), preset.key) for preset in PRESETS.values()]
+
+
+@dataclass(frozen=True)
+class ChatParts:
+    """The chat page's own components."""
+
+    chatbot: gr.Chatbot
+    shown: gr.Textbox
+    notice: gr.HTML
+    preset: gr.Radio
+    box: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    actions: gr.Row
+    retry: gr.Button
+    before: gr.Button
+    version: gr.HTML
+    after: gr.Button
+    feedback: FeedbackParts
+
+
+def build_chat(texts: Texts) -> ChatParts:
+    """Lay out the chat page."""
+    chatbot = gr.Chatbot(
+        elem_id="chat", show_label=False, label=texts.chat_tab, height="auto", layout="bubble", buttons=["copy"],
+        group_consecutive_messages=False, placeholder=texts.chat_placeholder, feedback_options=("Like", "Dislike"),
+        allow_tags=False, container=False,
+    )  # fmt: skip
+    shown = gr.Textbox(visible=False, elem_id="shown")
+    with gr.Row(elem_id="under-reply"):
+        bar = build_vote_bar(texts)
+        with gr.Row(visible=False, elem_id="reply-actions") as actions:
+            before = gr.Button("‹", elem_id="version-before", size="sm", min_width=36, scale=0)
+            version = gr.HTML(elem_id="version")
+            after = gr.Button("›", elem_id="version-after", size="sm", min_width=36, scale=0)
+            retry = gr.Button(texts.retry, elem_id="retry", size="sm", min_width=60, scale=0)
+    feedback = build_feedback(texts, bar)
+    notice = gr.HTML(elem_id="notice", elem_classes="notice", visible=False)
+    with gr.Column(elem_id="composer", elem_classes="composer"):
+        preset = gr.Radio(
+            preset_choices(texts), value="plain", label=texts.preset_label, elem_id="preset", container=False,
+            elem_classes="segments",
+        )  # fmt: skip
+        with gr.Row(equal_height=False, elem_classes="tight"):
+            box = gr.Textbox(
+                placeholder=texts.message_placeholder, label=texts.message_label, show_label=False, lines=1,
+                max_lines=8, elem_id="message", container=False, autofocus=True, scale=8,
+            )  # fmt: skip
+            send = gr.Button(texts.send, variant="primary", elem_id="send", size="md", min_width=80, scale=0)
+            stop = gr.Button(
+                texts.stop, variant="stop", elem_id="stop", size="md", min_width=80, scale=0, visible=False
+            )
+    return ChatParts(chatbot, shown, notice, preset, box, send, stop, actions, retry, before, version, after, feedback)
+
+
+class ChatPage:
+    """Turns views and vote panels into component updates."""
+
+    def __init__(self, desk: ChatDesk, votes: FeedbackDesk, store: Store, texts: Texts) -> None:
+        self._desk = desk
+        self._votes = votes
+        self._store = store
+        self._texts = texts
+
+    def updates(self, view: View) -> list[Any]:
+        """Fill every output of the chat page."""
+        texts, ended = self._texts, bool(view.path) and not view.busy
+        panel = self._votes.panel("", view.shown) if ended else Panel()
+        return [
+            gr.update(value=bubbles(view.path, texts), feedback_value=list(view.votes)),
+            view.shown,
+            notice_update(view.notice),
+            gr.skip() if view.keep is None else view.keep,
+            gr.update(visible=not view.busy),
+            gr.update(visible=view.busy),
+            gr.update(visible=ended),
+            gr.update(visible=view.versions > 1, interactive=view.version > 1),
+            gr.update(
+                visible=view.versions > 1, value=texts.version.format(version=view.version, versions=view.versions)
+            ),
+            gr.update(visible=view.versions > 1, interactive=view.version < view.versions),
+            *panel_updates(panel, texts),
+            history_update(self._store, texts, view.conversation_id),
+        ]
+
+    def growing(self, view: View, outputs: int) -> list[Any]:
+        """Fill only the chat itself: what changes while a reply grows."""
+        return [gr.update(value=bubbles(view.path, self._texts)), *[gr.skip()] * (outputs - 1)]
+
+    async def stream(self, views: AsyncGenerator[View]) -> AsyncGenerator[list[Any]]:
+        """Fill the whole page at the start and the end, and the chat in between."""
+        async with aclosing(views):
+            last, size = None, 0
+            async for view in views:
+                if last and last.busy and view.busy:
+                    yield self.growing(view, size)
+                else:
+                    updates = self.updates(view)
+                    size = len(updates)
+                    yield updates
+                last = view
+
+    async def ask(self, text: str, preset: str, shown: str) -> AsyncGenerator[list[Any]]:
+        """Send a message."""
+        async with aclosing(self.stream(self._desk.ask(text, preset, shown))) as pages:
+            async for page in pages:
+                yield page
+
+    async def retry(self, preset: str, shown: str) -> AsyncGenerator[list[Any]]:
+        """Ask for another version of the last reply."""
+        async with aclosing(self.stream(self._desk.retry(preset, shown))) as pages:
+            async for page in pages:
+                yield page
+
+    def open(self, conversation_id: str | None) -> list[Any]:
+        """Show a conversation, or the latest."""
+        return self.updates(self._desk.open(conversation_id or ""))
+
+    def new(self) -> list[Any]:
+        """Show an empty page; the conversation begins in the store with its first message."""
+        return self.updates(View(keep=""))
+
+    def tab(self) -> gr.Tabs:
+        """Bring the chat to the front."""
+        return gr.Tabs(selected="chat")
+
+    def turn(self, shown: str, step: int) -> list[Any]:
+        """Show another version of the last reply."""
+        try:
+            return self.updates(self._desk.turn(shown, step))
+        except StoreError as error:
+            return self.updates(replace(self._desk.open(), notice=self._texts.error(error)))
+
+    def liked(self, shown: str, event: gr.LikeData) -> list[Any]:
+        """Take a click on the Chatbot's own thumbs."""
+        return self.vote(self._votes.liked(shown, event.index, event.liked), shown)
+
+    def vote(self, panel: Panel, shown: str, writing: bool = False) -> list[Any]:
+        """Fill the vote panel, the Chatbot's thumbs and the notice."""
+        view = self._desk.at(shown) if shown else View()
+        return [
+            gr.update(feedback_value=list(view.votes)),
+            notice_update(panel.notice),
+            *panel_updates(panel, self._texts, writing),
+        ]
+
+
+def wire_chat(
+    parts: ChatParts, new: gr.Button, conversations: gr.Radio, tabs: gr.Tabs, desk: ChatDesk, votes: FeedbackDesk,
+    store: Store, texts: Texts,
+) -> tuple[ChatPage, list[Any]]:  # fmt: skip
+    """Connect the chat's components; returns the page and its outputs, for the load event."""
+    page = ChatPage(desk, votes, store, texts)
+    outputs = [
+        parts.chatbot, parts.shown, parts.notice, parts.box, parts.send, parts.stop, parts.actions, parts.before,
+        parts.version, parts.after, *parts.feedback.outputs, conversations,
+    ]  # fmt: skip
+    streamed: dict[str, Any] = {
+        "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, "trigger_mode": "once",
+    }  # fmt: skip
+    sent = [parts.box.submit, parts.send.click]
+    asked = gr.on(sent, page.ask, [parts.box, parts.preset, parts.shown], outputs, **streamed)
+    retried = parts.retry.click(page.retry, [parts.preset, parts.shown], outputs, **streamed)
+    parts.stop.click(desk.stop, [parts.shown], None, **SHORT)
+    parts.before.click(partial(page.turn, step=-1), [parts.shown], outputs, **SHORT)
+    parts.after.click(partial(page.turn, step=1), [parts.shown], outputs, **SHORT)
+    to_chat: dict[str, Any] = {"fn": page.tab, "outputs": tabs, "js": CLOSE_SIDEBAR_JS, **SHORT}
+    # Leaving a conversation stops the reply being written there, which would otherwise go on filling this page.
+    leaves: dict[str, Any] = {"cancels": [asked, retried], **SHORT}
+    # At once in the browser, too: a message typed before the answer comes must not land in the old conversation.
+    new.click(None, None, [parts.shown], js="() => ''", api_visibility="private")
+    new.click(page.new, None, outputs, **leaves).then(**to_chat)
+    conversations.input(page.open, [conversations], outputs, **leaves).then(**to_chat)
+    # The address names the conversation, so that a reload shows the same one and each tab its own.
+    conversations.change(None, [conversations], None, js=REMEMBER_JS, api_visibility="private")
+    wire_votes(parts, page, votes)
+    return page, outputs
+
+
+def wire_votes(parts: ChatParts, page: ChatPage, votes: FeedbackDesk) -> None:
+    """Connect thumbs, reasons, comment, retraction and better answers."""
+    panel = parts.feedback
+    outputs = [parts.chatbot, parts.notice, *panel.outputs]
+    chosen = [panel.selected, parts.shown]
+    # One at a time, and the last click wins.
+    ordered = {**SHORT, "trigger_mode": "always_last"}
+
+    def thumb(value: int) -> Any:
+        return lambda selected, shown: page.vote(votes.thumb(selected, shown, value), shown)
+
+    def explain(selected: str, shown: str, reasons: list[str], comment: str) -> list[Any]:
+        return page.vote(votes.explain(selected, shown, reasons, comment), shown)
+
+    def retract(selected: str, shown: str) -> list[Any]:
+        return page.vote(votes.retract(selected, shown), shown)
+
+    def open_rewrite(selected: str, shown: str) -> list[Any]:
+        return page.vote(votes.panel(selected, shown), shown, writing=True)
+
+    def rewrite(selected: str, shown: str, text: str) -> list[Any]:
+        return page.vote(votes.rewrite(selected, shown, text), shown)
+
+    def give_reasons(selected: str, shown: str, reasons: list[str], comment: str) -> Any:
+        return notice_update(votes.explain(selected, shown, reasons, comment).notice)
+
+    panel.bar.up.click(thumb(1), chosen, outputs, **ordered)
+    panel.bar.down.click(thumb(-1), chosen, outputs, **ordered)
+    parts.chatbot.like(page.liked, [parts.shown], outputs, **ordered)
+    explained = [*chosen, panel.reasons, panel.comment]
+    panel.reasons.input(give_reasons, explained, [parts.notice], **ordered)
+    gr.on([panel.save.click, panel.comment.submit], explain, explained, outputs, **ordered)
+    panel.retract.click(retract, chosen, outputs, **ordered)
+    panel.bar.open_rewrite.click(open_rewrite, chosen, outputs, **ordered)
+    panel.save_rewrite.click(rewrite, [*chosen, panel.rewrite], outputs, **ordered)

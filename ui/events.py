@@ -1,0 +1,8 @@
+"""How the pages' events travel."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+# Handlers that answer at once go straight through, not through the queue: an event that joins the queue while the
+# stream of the one before it is being closed waits until a third event comes.
+SHORT: Final[Mapping[str, Any]] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -1,0 +1,225 @@
+"""Votes on replies: handlers above, the panel under the chat below.
+
+A vote names one reply of this person by id. The Chatbot's own thumbs and the panel's buttons end in the same row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from feedback_store import Store
+from feedback_store.errors import StoreError
+from feedback_store.records import REASONS_DOWN, REASONS_UP, Message
+from ui.texts import Texts
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the vote panel shows about one reply."""
+
+    reply: Message | None = None
+    place: int = 0
+    """Which of the replies on screen it is, from 1."""
+    of: int = 0
+    value: int = 0
+    reasons: tuple[str, ...] = ()
+    comment: str = ""
+    rewrite: str = ""
+    notice: str = ""
+
+    @property
+    def selected(self) -> str:
+        """Id of the reply voted on, or nothing."""
+        return self.reply.id if self.reply else ""
+
+    @property
+    def votable(self) -> bool:
+        """Whether the reply has ended and holds text."""
+        return bool(self.reply and self.reply.text.strip() and self.reply.state in ("done", "stopped"))
+
+
+class FeedbackDesk:
+    """Votes, reasons, comments and better answers of one person."""
+
+    def __init__(self, store: Store, texts: Texts) -> None:
+        self._store = store
+        self._texts = texts
+
+    def panel(self, selected: str, shown: str) -> Panel:
+        """Describe one reply of the path on screen: the selected one, or without a selection the last one."""
+        path = self._store.conversations.path_to(shown) if shown else []
+        replies = [message for message in path if message.role == "assistant"]
+        if not replies or (selected and selected not in (reply.id for reply in replies)):
+            return Panel(notice=self._texts.reload_page if selected else "")
+        places = {reply.id: place for place, reply in enumerate(replies, 1)}
+        place = places.get(selected, len(replies))
+        reply = replies[place - 1]
+        person = self._store.people.owner().id
+        vote = self._store.votes.get(reply.id, person)
+        rewrite = self._store.votes.get_rewrite(reply.id, person)
+        described = Panel(reply, place, len(replies), rewrite=rewrite.text if rewrite else "")
+        return replace(described, value=vote.value, reasons=vote.reasons, comment=vote.comment) if vote else described
+
+    def thumb(self, selected: str, shown: str, value: int) -> Panel:
+        """Vote up (1) or down (-1); the vote that stands already is taken back. Reasons of the other side go."""
+        panel = self.panel(selected, shown)
+        wanted = 0 if panel.value == value else value
+        return self._rate(panel, shown, wanted, (), panel.comment if wanted else "")
+
+    def explain(self, selected: str, shown: str, reasons: Sequence[str], comment: str) -> Panel:
+        """Store reasons and comment beside the vote that stands."""
+        panel = self.panel(selected, shown)
+        if not panel.value:
+            return replace(panel, notice=panel.notice or self._texts.vote_first)
+        allowed = REASONS_UP if panel.value > 0 else REASONS_DOWN
+        return self._rate(panel, shown, panel.value, [key for key in reasons if key in allowed], comment)
+
+    def retract(self, selected: str, shown: str) -> Panel:
+        """Take the vote back."""
+        return self._rate(self.panel(selected, shown), shown, 0, (), "")
+
+    def liked(self, shown: str, index: Any, liked: Any) -> Panel:
+        """Vote from the Chatbot's thumbs: `liked` is True, False, or "" when an active thumb was clicked again."""
+        path = self._store.conversations.path_to(shown) if shown else []
+        place = index[0] if isinstance(index, list | tuple) else index
+        if not isinstance(place, int) or not 0 <= place < len(path) or path[place].role != "assistant":
+            return replace(self.panel("", shown), notice=self._texts.reload_page)
+        value = {True: 1, False: -1}.get(liked, 0) if isinstance(liked, bool) else 0
+        panel = self.panel(path[place].id, shown)
+        same_side = value == panel.value
+        return self._rate(panel, shown, value, panel.reasons if same_side else (), panel.comment if value else "")
+
+    def rewrite(self, selected: str, shown: str, text: str) -> Panel:
+        """Store the person's own better answer."""
+        panel = self.panel(selected, shown)
+        try:
+            self._store.votes.rewrite(panel.selected, self._store.people.owner().id, text)
+        except StoreError as error:
+            return replace(panel, rewrite=text, notice=self._texts.error(error))
+        return replace(self.panel(panel.selected, shown), notice=self._texts.rewrite_saved)
+
+    def _rate(self, panel: Panel, shown: str, value: int, reasons: Sequence[str], comment: str) -> Panel:
+        if not panel.votable:
+            return replace(panel, notice=panel.notice or self._texts.not_votable)
+        try:
+            self._store.votes.rate(panel.selected, self._store.people.owner().id, value, reasons, comment)
+        except StoreError as error:
+            return replace(panel, notice=self._texts.error(error))
+        saved = self._texts.vote_saved if value else self._texts.vote_retracted
+        return replace(self.panel(panel.selected, shown), notice=saved)
+
+
+@dataclass(frozen=True)
+class VoteBar:
+    """The row of buttons under a reply."""
+
+    row: gr.Row
+    up: gr.Button
+    down: gr.Button
+    open_rewrite: gr.Button
+
+
+@dataclass(frozen=True)
+class FeedbackParts:
+    """The panel's components; `outputs` in the order that `panel_updates` fills them."""
+
+    bar: VoteBar
+    selected: gr.Textbox
+    caption: gr.HTML
+    details: gr.Column
+    reasons: gr.CheckboxGroup
+    comment: gr.Textbox
+    save: gr.Button
+    retract: gr.Button
+    writing: gr.Column
+    rewrite: gr.Textbox
+    save_rewrite: gr.Button
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Components that a panel fills."""
+        return [
+            self.selected, self.bar.row, self.caption, self.bar.up, self.bar.down, self.details, self.reasons,
+            self.comment, self.writing, self.rewrite,
+        ]  # fmt: skip
+
+
+def build_vote_bar(texts: Texts) -> VoteBar:
+    """Lay out the thumbs and the way to a better answer."""
+    with gr.Row(visible=False, elem_id="vote-bar") as row:
+        up = gr.Button(texts.thumb_up, elem_id="vote-up", size="sm", min_width=40, scale=0)
+        down = gr.Button(texts.thumb_down, elem_id="vote-down", size="sm", min_width=40, scale=0)
+        open_rewrite = gr.Button(texts.open_rewrite, elem_id="open-rewrite", size="sm", min_width=40, scale=0)
+    return VoteBar(row, up, down, open_rewrite)
+
+
+def build_feedback(texts: Texts, bar: VoteBar) -> FeedbackParts:
+    """Lay out reasons, comment and the better answer."""
+    selected = gr.Textbox(visible=False, elem_id="selected-reply")
+    caption = gr.HTML(elem_id="reply-caption")
+    with gr.Column(visible=False, elem_id="vote-details", elem_classes="card") as details:
+        reasons = gr.CheckboxGroup([], label=texts.reasons_label, elem_id="vote-reasons", container=False)
+        with gr.Row(elem_classes="tight"):
+            comment = gr.Textbox(
+                placeholder=texts.comment_placeholder, label=texts.comment_label, show_label=False, max_lines=3,
+                max_length=2000, elem_id="vote-comment", container=False, scale=4,
+            )  # fmt: skip
+            save = gr.Button(texts.save_comment, elem_id="vote-save", size="sm", min_width=60, scale=0)
+            retract = gr.Button(texts.retract, elem_id="vote-retract", size="sm", min_width=60, scale=0)
+    with gr.Column(visible=False, elem_id="rewrite-panel", elem_classes="card") as writing:
+        rewrite = gr.Textbox(
+            label=texts.rewrite_label, info=texts.rewrite_info, lines=3, max_lines=12, elem_id="rewrite-text",
+            container=False,
+        )  # fmt: skip
+        save_rewrite = gr.Button(
+            texts.save_rewrite, variant="primary", elem_id="rewrite-save", size="sm", min_width=60, scale=0
+        )
+    return FeedbackParts(
+        bar, selected, caption, details, reasons, comment, save, retract, writing, rewrite, save_rewrite
+    )
+
+
+def panel_updates(panel: Panel, texts: Texts, writing: bool = False) -> list[Any]:
+    """Fill `FeedbackParts.outputs`."""
+    keys = REASONS_DOWN if panel.value < 0 else REASONS_UP
+    choices = [(texts.reasons[key], key) for key in keys]
+    label = texts.reasons_label_down if panel.value < 0 else texts.reasons_label
+    return [
+        panel.selected,
+        gr.update(visible=panel.votable),
+        caption_html(panel, texts),
+        gr.update(variant="primary" if panel.value > 0 else "secondary"),
+        gr.update(variant="primary" if panel.value < 0 else "secondary"),
+        gr.update(visible=bool(panel.value) and panel.votable),
+        gr.update(choices=choices, value=list(panel.reasons), label=label),
+        panel.comment,
+        gr.update(visible=writing and panel.votable),
+        panel.rewrite or (panel.reply.text if panel.reply and writing else ""),
+    ]
+
+
+def caption_html(panel: Panel, texts: Texts) -> str:
+    """Say which reply the panel is about and what produced it."""
+    if not panel.reply:
+        return ""
+    parts = [texts.about_reply.format(place=panel.place, of=panel.of)] if panel.place < panel.of else []
+    parts.append(origin_line(panel.reply, texts))
+    if panel.rewrite:
+        parts.append(texts.has_rewrite)
+    return " · ".join(texts.escape(part) for part in parts if part)
+
+
+def origin_line(reply: Message, texts: Texts) -> str:
+    """Name the adapter, preset and seed of a reply."""
+    origin = reply.origin
+    if origin is None:
+        return ""
+    adapter = texts.adapter_name(origin.adapter_id)
+    return f"{adapter} · {texts.presets.get(origin.preset, origin.preset)} · {texts.seed} {origin.seed}"
+
+
+def notice_update(notice: str) -> Any:
+    """Show a sentence that screen readers announce, or nothing."""
+    return gr.update(value=f"<div role='status'>{Texts.escape(notice)}</div>", visible=bool(notice))

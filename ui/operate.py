@@ -1,0 +1,277 @@
+"""The operate page: votes so far, nights, adapters, and the pointer to the live one.
+
+Handlers above, layout and wiring below.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from assistant.settings import Settings
+from feedback_store import Store
+from feedback_store.errors import StoreError
+from feedback_store.records import Run
+from ui.events import SHORT
+from ui.feedback import notice_update
+from ui.nights import Nights, Progress
+from ui.texts import Texts
+
+BASE = "base"
+COUNTED = ("replies", "thumbs_up", "thumbs_down", "comparisons", "rewrites", "pairs")
+
+
+class OperateDesk:
+    """What the operator can see and do, without the page."""
+
+    def __init__(self, store: Store, nights: Nights, settings: Settings, texts: Texts) -> None:
+        self._store = store
+        self._nights = nights
+        self._needed = settings.night.min_votes
+        self._texts = texts
+
+    def promote(self, choice: str | None, generation: str) -> str:
+        """Move the pointer to an adapter or the base; refused when it moved since the page was filled."""
+        if not choice or not generation.isdigit():
+            return self._texts.reload_page
+        adapter = None if choice == BASE else choice
+        try:
+            self._store.registry.promote(adapter, int(generation))
+        except StoreError as error:
+            return self._texts.error(error)
+        return self._texts.promoted.format(adapter=self._texts.adapter_name(adapter))
+
+    def roll_back(self) -> str:
+        """Move the pointer back to what answered before."""
+        try:
+            live = self._store.registry.rollback()
+        except StoreError as error:
+            return self._texts.error(error)
+        return self._texts.rolled_back.format(adapter=self._texts.adapter_name(live.adapter_id))
+
+    def retrain(self) -> str:
+        """Start the nightly command."""
+        if self._running_run() is not None or not self._nights.start():
+            return self._texts.retrain_running
+        return self._texts.retrain_started
+
+    def working(self) -> bool:
+        """Whether a night is under way."""
+        return self._nights.running or self._running_run() is not None
+
+    def votes_html(self) -> str:
+        """Counts, and how far it is to a night."""
+        texts, counts = self._texts, self._store.votes.counts()
+        usable = counts["pairs"]
+        missing = max(0, self._needed - usable)
+        share = min(100, round(100 * usable / self._needed))
+        says = texts.votes_missing.format(missing=missing) if missing else texts.votes_enough
+        tiles = "".join(f"<div><b>{counts[key]:,}</b><span>{texts.counts[key]}</span></div>" for key in COUNTED)
+        goal = texts.usable_votes.format(usable=usable, needed=self._needed)
+        return (
+            f"<h3>{texts.votes_title}</h3><div class='tiles'>{tiles}</div>"
+            f"{_bar(share, goal)}<p class='muted'>{goal}. {says}</p>"
+        )
+
+    def live_html(self) -> str:
+        """What answers now, and what did before."""
+        texts, live = self._texts, self._store.registry.live()
+        before = texts.nothing_before
+        if live.generation:
+            before = texts.live_before.format(adapter=texts.adapter_name(live.previous_id))
+        name = texts.escape(texts.adapter_name(live.adapter_id))
+        return f"<h3>{texts.live_title}</h3><p class='live'>{name}</p><p class='muted'>{texts.escape(before)}</p>"
+
+    def night_html(self) -> str:
+        """The progress of the night under way, or how the last one that was started here ended."""
+        run = self._running_run()
+        if run is not None:
+            return self._progress_html(self._nights.progress(run.id))
+        if self._nights.running:
+            return self._progress_html(None)
+        if self._nights.started:
+            last = self._nights.last_words()
+            return f"<p class='muted'>{self._texts.escape(self._texts.retrain_ended.format(last=last))}</p>"
+        return ""
+
+    def runs_html(self) -> str:
+        """The last nights with their gate tables and plots."""
+        texts = self._texts
+        runs = self._store.registry.runs(limit=10)
+        body = "".join(self._run_html(run, unfolded=place == 0) for place, run in enumerate(runs))
+        return f"<h3>{texts.runs_title}</h3>" + (body or f"<p class='muted'>{texts.no_runs}</p>")
+
+    def adapters(self) -> tuple[list[tuple[str, str]], str]:
+        """Adapters that may answer, the base among them, with their ids; and which one does."""
+        texts, live = self._texts, self._store.registry.live().adapter_id
+        known = self._store.registry.adapters()
+        choices = [
+            (f"{adapter.id} · {adapter.created_at[:10]}", adapter.id) for adapter in known if adapter.state == "ready"
+        ]
+        return [*choices, (texts.base_model, BASE)], live or BASE
+
+    def generation(self) -> str:
+        """The pointer's generation, to be sent back with a promotion."""
+        return str(self._store.registry.live().generation)
+
+    def _running_run(self) -> Run | None:
+        return next((run for run in self._store.registry.runs(limit=5) if run.state == "running"), None)
+
+    def _progress_html(self, progress: Progress | None) -> str:
+        if progress is None:
+            return f"<p class='muted'>{self._texts.retrain_started}</p>"
+        says = self._texts.progress.format(phase=progress.phase, step=progress.step, total=progress.total)
+        if progress.eta_s is not None and math.isfinite(progress.eta_s):
+            says += ", " + self._texts.time_left.format(minutes=max(1, math.ceil(progress.eta_s / 60)))
+        share = round(100 * progress.step / progress.total) if progress.total > 0 else 0
+        return f"{_bar(min(100, share), says)}<p class='muted'>{self._texts.escape(says)}</p>"
+
+    def _run_html(self, run: Run, unfolded: bool) -> str:
+        texts, report = self._texts, self._nights.report(run.id)
+        outcome = run.outcome or run.state
+        word = texts.escape(texts.run_outcomes.get(outcome, outcome))
+        reasons = "".join(f"<li>{texts.escape(reason)}</li>" for reason in run.reasons)
+        images = "".join(
+            f"<img loading='lazy' src='/plots/{run.id}/{name}' alt='{texts.escape(name)}'>"
+            for name in self._nights.plots(run.id)
+        )
+        when = texts.escape(run.started_at[:16].replace("T", " "))
+        return (
+            f"<details class='run'{' open' if unfolded else ''}>"
+            f"<summary><span>{when} UTC</span><span class='badge {texts.escape(outcome)}'>{word}</span></summary>"
+            + (f"<ul>{reasons}</ul>" if reasons else "")
+            + gate_table(report.get("gate"), texts)
+            + (f"<div class='plots'>{images}</div>" if images else "")
+            + "</details>"
+        )
+
+
+def gate_table(rows: Any, texts: Texts) -> str:
+    """The gate's checks as a table; nothing when the report has none."""
+    if not isinstance(rows, list) or not rows:
+        return ""
+    head = "".join(f"<th scope='col'>{texts.escape(column)}</th>" for column in texts.gate_columns)
+    body = "".join(_gate_row(row, texts) for row in rows if isinstance(row, dict))
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _gate_row(row: dict[str, Any], texts: Texts) -> str:
+    passed = bool(row.get("passed"))
+    result = f"<td class='{'good' if passed else 'bad'}'>{texts.passed if passed else texts.not_passed}</td>"
+    note = texts.escape(str(row.get("note", "")))
+    numbers = "".join(f"<td>{texts.escape(_number(row.get(key)))}</td>" for key in ("live", "candidate", "limit"))
+    return f"<tr title='{note}'><th scope='row'>{texts.escape(str(row.get('check', '')))}</th>{numbers}{result}</tr>"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value)
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _bar(percent: int, label: str) -> str:
+    return (
+        f"<div class='bar' role='progressbar' aria-label='{Texts.escape(label)}' aria-valuemin='0' "
+        f"aria-valuemax='100' aria-valuenow='{percent}'><i style='width:{percent}%'></i></div>"
+    )
+
+
+@dataclass(frozen=True)
+class OperateParts:
+    """The operate page's components."""
+
+    votes: gr.HTML
+    live: gr.HTML
+    night: gr.HTML
+    runs: gr.HTML
+    choice: gr.Dropdown
+    generation: gr.Textbox
+    notice: gr.HTML
+    retrain: gr.Button
+    refresh: gr.Button
+    promote: gr.Button
+    roll_back: gr.Button
+    timer: gr.Timer
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Components that a refresh fills."""
+        return [self.votes, self.live, self.night, self.runs, self.choice, self.generation, self.notice, self.timer]
+
+
+def build_operate(texts: Texts) -> OperateParts:
+    """Lay out the operate page."""
+    notice = gr.HTML(elem_id="operate-notice", elem_classes="notice", visible=False)
+    generation = gr.Textbox(visible=False, elem_id="generation")
+    with gr.Row(equal_height=True):
+        with gr.Column(elem_classes="card", scale=3, min_width=300):
+            votes = gr.HTML(elem_id="votes")
+        with gr.Column(elem_classes="card", scale=2, min_width=280):
+            live = gr.HTML(elem_id="live")
+            choice = gr.Dropdown([], label=texts.adapter_choice, elem_id="adapter-choice", container=False)
+            with gr.Row(elem_classes="tight"):
+                promote = gr.Button(texts.promote, elem_id="promote", size="sm", min_width=80)
+                roll_back = gr.Button(texts.rollback, elem_id="roll-back", size="sm", min_width=80)
+    with gr.Column(elem_classes="card"):
+        with gr.Row(elem_classes="tight night"):
+            gr.HTML(f"<h3>{texts.night_title}</h3>")
+            retrain = gr.Button(texts.retrain, variant="primary", elem_id="retrain", size="sm", min_width=110, scale=0)
+            refresh = gr.Button(texts.refresh, elem_id="refresh", size="sm", min_width=80, scale=0)
+        night = gr.HTML(elem_id="night")
+        runs = gr.HTML(elem_id="runs")
+    timer = gr.Timer(2.0, active=False)
+    return OperateParts(
+        votes, live, night, runs, choice, generation, notice, retrain, refresh, promote, roll_back, timer
+    )
+
+
+class OperatePage:
+    """Turns the desk's answers into component updates."""
+
+    def __init__(self, desk: OperateDesk) -> None:
+        self._desk = desk
+
+    def fill(self, notice: str = "") -> list[Any]:
+        """Fill `OperateParts.outputs`; the timer runs while a night does."""
+        desk = self._desk
+        choices, live = desk.adapters()
+        return [
+            desk.votes_html(), desk.live_html(), desk.night_html(), desk.runs_html(),
+            gr.update(choices=choices, value=live), desk.generation(), notice_update(notice),
+            gr.Timer(active=desk.working()),
+        ]  # fmt: skip
+
+    def tick(self) -> list[Any]:
+        """Refresh the progress; everything else once the night has ended."""
+        if self._desk.working():
+            return [gr.skip(), gr.skip(), self._desk.night_html(), *[gr.skip()] * 5]
+        return self.fill()
+
+    def promote(self, choice: str | None, generation: str) -> list[Any]:
+        """Promote the chosen adapter."""
+        return self.fill(self._desk.promote(choice, generation))
+
+    def roll_back(self) -> list[Any]:
+        """Roll back."""
+        return self.fill(self._desk.roll_back())
+
+    def retrain(self) -> list[Any]:
+        """Start a night."""
+        return self.fill(self._desk.retrain())
+
+
+def wire_operate(parts: OperateParts, tab: gr.Tab, desk: OperateDesk) -> OperatePage:
+    """Connect the components to the handlers."""
+    page = OperatePage(desk)
+
+    def refresh() -> list[Any]:
+        return page.fill()
+
+    tab.select(refresh, None, parts.outputs, **SHORT)
+    parts.refresh.click(refresh, None, parts.outputs, **SHORT)
+    parts.timer.tick(page.tick, None, parts.outputs, **SHORT)
+    parts.promote.click(page.promote, [parts.choice, parts.generation], parts.outputs, **SHORT)
+    parts.roll_back.click(page.roll_back, None, parts.outputs, **SHORT)
+    parts.retrain.click(page.retrain, None, parts.outputs, **SHORT)
+    return page

@@ -1,0 +1,63 @@
+"""Loads the model and answers on a socket that is already held. Knows the web server; the command line does not."""
+
+import json
+import socket
+import sys
+
+import uvicorn
+
+from assistant.build import build_engine
+from assistant.settings import Settings
+from feedback_store import open_store
+from ui.app import build_app
+
+GRACE_S = 3
+"""How long open streams may take to end when the app is stopped."""
+
+
+class Server(uvicorn.Server):
+    """Says where it answers once it does."""
+
+    as_json = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as usual, then print the address."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            ready = json.dumps({"ready": True, "url": address})
+            sys.stdout.write(f"{ready if self.as_json else f'Nightschool is ready at {address}'}\n")
+            sys.stdout.flush()
+
+
+def serve(settings: Settings, listener: socket.socket, *, as_json: bool = False) -> None:
+    """Open the store, load the model, and answer until the process is told to stop.
+
+    Args:
+        settings: of the home folder; its lock is held by the caller, so what was left unfinished is dead.
+        listener: bound and listening.
+        as_json: say the address as one JSON object.
+
+    Raises:
+        StoreError, AssistantError: database or model cannot be used.
+    """
+    store = open_store(settings.database_path)
+    try:
+        store.conversations.interrupt_unfinished()
+        store.registry.mark_crashed_runs()
+        engine = build_engine(settings)
+        try:
+            config = uvicorn.Config(
+                build_app(engine, store, settings),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+            server = Server(config)
+            server.as_json = as_json
+            server.run(sockets=[listener])
+        finally:
+            engine.close()
+    finally:
+        store.close()
