@@ -1,4 +1,5 @@
 # Every target sets up what it needs first; a second run finds everything there.
+# CHAT and REHEARSAL hold further arguments: make chat CHAT="--port 8000".
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build (no GPU: saves gigabytes).
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ setup: .venv/.done
 	touch $@
 
 chat: setup
-	$(BIN)/python -m ui
+	$(BIN)/python -m ui $(CHAT)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -40,7 +41,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 rehearsal: setup
-	$(BIN)/python -m finetune rehearse
+	$(BIN)/python -m finetune rehearse $(REHEARSAL)
 
 nightly: setup
 	$(BIN)/python -m finetune nightly

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.test_store_world import fill
 
 from feedback_store.__main__ import main
 from feedback_store.connection import connect
 from feedback_store.integrity import verify
 from feedback_store.store import open_store
+from tests.test_store_world import fill
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.test_store_world import answer, ask, fill
 
 from feedback_store.connection import connect
 from feedback_store.errors import DiskFull
 from feedback_store.integrity import verify
 from feedback_store.store import open_store
+from tests.test_store_world import answer, ask, fill
 
 THREADS = 4
 VOTES_EACH = 20

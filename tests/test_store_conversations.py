@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.test_store_world import ORIGIN, answer, ask, fill
 
 from feedback_store.errors import BadInput, NotYours, StoreError, UnknownAdapter
 from feedback_store.integrity import verify
 from feedback_store.store import Store, open_store
+from tests.test_store_world import ORIGIN, answer, ask, fill
 
 STRANGE = [
     " leading and trailing \n",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils.utils import sqlite3
-from tests.test_store_world import ask, fill
 
 from feedback_store.connection import connect
 from feedback_store.errors import BadInput, StoreDamaged, StoreError
 from feedback_store.integrity import backup, verify
 from feedback_store.store import Store, open_store
+from tests.test_store_world import ask, fill
 
 DAMAGE = {
     "A row of message names a row of conversation": "DELETE FROM conversation",

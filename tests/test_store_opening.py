@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
-from tests.test_store_world import ask, fill
 
 from feedback_store import open_store
 from feedback_store.connection import connect
@@ -16,6 +15,7 @@ from feedback_store.errors import NewerStore, NotOurFile, StoreBusy, StoreDamage
 from feedback_store.integrity import verify
 from feedback_store.opening import wal_is_safe
 from feedback_store.schema import APPLICATION_ID, STEPS, VERSION, migrations
+from tests.test_store_world import ask, fill
 
 
 @pytest.fixture

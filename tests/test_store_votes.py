@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.test_store_world import ORIGIN, answer, ask, fill
 
 from feedback_store.errors import BadInput, NotYours
 from feedback_store.integrity import verify
 from feedback_store.store import Store, open_store
+from tests.test_store_world import ORIGIN, answer, ask, fill
 
 
 @pytest.fixture

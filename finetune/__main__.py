@@ -1,0 +1,107 @@
+"""The commands of the night. Heavy rooms are imported by the commands that need them, so that --help is quick."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from assistant.errors import AssistantError
+from finetune.errors import FinetuneError
+from finetune.examples import METHODS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m finetune", description="From votes to a better adapter.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--home", type=Path, help="home folder (else NIGHTSCHOOL_HOME, else the user-data folder)")
+    common.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    nightly = add("nightly", "Run the whole night: collect, train, examine, decide, promote, report.")
+    nightly.add_argument("--method", choices=METHODS, default="auto", help="what to learn from (auto: all votes)")
+    nightly.add_argument("--if-due", action="store_true", help="do nothing within 24 hours of the last night")
+
+    train = add("train", "Train an adapter on a file of preferences or demonstrations.")
+    train.add_argument("--method", choices=METHODS, default="auto", help="what to learn from (auto: all lines)")
+    train.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="JSON lines to learn from")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the adapter")
+    train.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of stopping")
+
+    evaluate = add("evaluate", "Examine an adapter: preference accuracy with interval, perplexity, fixed prompts.")
+    evaluate.add_argument("adapter", metavar="ADAPTER", help="an id, a folder, live or base")
+    evaluate.add_argument("--data", type=Path, metavar="FILE.jsonl", help="preferences (else the held-out votes)")
+    evaluate.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of stopping")
+
+    add("adapters", "List the adapters, newest first.")
+    promote = add("promote", "Put an adapter live; the running app uses it for the next message.")
+    promote.add_argument("adapter", metavar="ADAPTER", help="an id, or base")
+    add("rollback", "Put back live what was live before.")
+    add("runs", "List the nights, newest first.")
+    report = add("report", "Print a night's report.")
+    report.add_argument("run", metavar="RUN", help="a run's name, or last")
+
+    simulate = add("simulate", "Let simulated raters vote; said to be simulated wherever it shows.")
+    rehearse = add("rehearse", "Rehearse the whole loop with simulated raters.")
+    _add_rehearsal_arguments(simulate, rehearse)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed with one sentence, 2 wrong usage."""
+    # Threads that spin while they wait make training ten times slower beside a busy app. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel at each start
+    args = build_parser().parse_args(arguments)
+    from feedback_store.errors import StoreError
+
+    try:
+        return _run(args)
+    except (FinetuneError, AssistantError, StoreError) as error:
+        return _fail(str(error), args.json)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"A file or folder cannot be used{where}: {error.strerror or error}.", args.json)
+    except KeyboardInterrupt:
+        return _fail("Interrupted; what is live has not changed.", args.json)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "simulate":
+        from finetune import simulate
+
+        return simulate.run(args)
+    if args.command == "rehearse":
+        from finetune import rehearse
+
+        return rehearse.run(args)
+    from finetune import commands
+
+    return commands.COMMANDS[args.command](args)
+
+
+def _add_rehearsal_arguments(
+    simulate_parser: argparse.ArgumentParser, rehearse_parser: argparse.ArgumentParser
+) -> None:
+    from finetune import rehearse, simulate
+
+    simulate.add_arguments(simulate_parser)
+    rehearse.add_arguments(rehearse_parser)
+
+
+def _fail(sentence: str, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(json.dumps({"error": sentence}) + "\n")
+    sys.stderr.write(sentence + "\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

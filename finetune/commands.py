@@ -1,0 +1,259 @@
+"""What each command does: take the arguments, call the room that does the work, say the result."""
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from assistant.adapters import AdapterInfo, verify_adapter
+from assistant.errors import AdapterMissing
+from assistant.settings import Settings, load_settings
+from feedback_store import Store, open_store
+from finetune.collect import collect_votes, divide_votes, gather, read_examples
+from finetune.errors import BadData, NothingToLearn, UnknownRun
+from finetune.examples import Example, select_method
+from finetune.progress import ProgressBar
+from finetune.report import plain
+
+
+def nightly(args: argparse.Namespace) -> int:
+    """Run the night, or say that it is not due."""
+    settings = load_settings(args.home)
+    with ExitStack() as stack:
+        store = _open(settings, stack)
+        from finetune.nightly import NightResult, hours_until_due, run_nightly
+
+        hours = hours_until_due(store, datetime.now(UTC)) if args.if_due else 0.0
+        if hours > 0:
+            result = NightResult("skipped", None, None, (f"The next night is due in {hours:.1f} hours.",))
+        else:
+            result = run_nightly(settings, store, method=args.method, progress=stack.enter_context(ProgressBar()))
+    fields = {"outcome": result.outcome, "run": result.run, "adapter": result.adapter, "reasons": list(result.reasons)}
+    if result.outcome == "failed":
+        sys.stderr.write(" ".join(result.reasons) + "\n")
+    _say(args, fields, "\n".join([f"{result.outcome}" + (f" ({result.run})" if result.run else ""), *result.reasons]))
+    return 1 if result.outcome == "failed" else 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train on a file into a folder of its own."""
+    settings = load_settings(args.home)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise BadData(f"{args.out} is not an empty folder. Give --out a folder that does not exist yet.")
+    raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
+    votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
+    examples = select_method(votes.examples, args.method)
+    if not examples:
+        raise NothingToLearn(f"{args.data} holds nothing that --method {args.method} learns from.")
+    from assistant.loading import resolve_base
+    from finetune.workshop import peak_gb, train_and_write
+
+    base = resolve_base(settings)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
+        started = datetime.now(UTC)
+        run_id = f"train-{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+        made = train_and_write(base, settings, examples, Path(folder), run_id, bar)
+        if args.out.exists():
+            args.out.rmdir()
+        os.replace(made.adapter.folder, args.out)
+    seconds = made.reference_seconds + made.trained.seconds
+    unit = "pairs_per_s" if made.pairs else "examples_per_s"
+    count = (made.pairs or made.examples) * settings.night.epochs
+    fields = {
+        "adapter": made.adapter.id,
+        "folder": str(args.out),
+        "method": args.method,
+        unit: round(count / seconds, 3),
+        "peak_gb": round(peak_gb(), 2),
+        "epochs": settings.night.epochs,
+        "seconds": round(seconds, 2),
+        "pairs": made.pairs,
+        "examples": made.examples,
+        "loss": made.trained.history[-1]["loss"],
+        "bad_lines": problems,
+        **votes.counts,
+        **made.counts,
+    }
+    speed = f"{count / seconds:.2f} {'pairs' if made.pairs else 'examples'} a second"
+    text = f"{made.adapter.id} in {args.out}: {made.examples} examples, {speed}."
+    _say(args, fields, "\n".join([text, *problems]))
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Examine an adapter on a file of preferences or on the held-out votes."""
+    settings = load_settings(args.home)
+    problems: list[str] = []
+    with ExitStack() as stack:
+        store = _open(settings, stack)
+        if args.data is not None:
+            raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
+            votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
+            pairs = [e for e in votes.examples if e.is_pair]
+        else:
+            pairs = _heldout(settings, store)
+        if not pairs:
+            raise NothingToLearn("There is no preference pair to examine on. Vote first, or give --data FILE.jsonl.")
+        folder = _adapter_folder(args.adapter, settings, store)
+    from assistant.loading import resolve_base
+    from finetune.workshop import ExaminationRoom
+
+    base = resolve_base(settings)
+    info: AdapterInfo | None = verify_adapter(folder, base.id) if folder else None
+    with ProgressBar() as bar:
+        room = ExaminationRoom(base, settings, pairs, bar)
+        found = room.examine(room.load(info.folder) if info else None)
+    numbers = found.numbers()
+    fields = {
+        "adapter": info.id if info else "base",
+        **numbers,
+        "numeric_form": room.served.numeric_form,
+        "flawed": [found.replies.replies[i] for i in found.replies.flawed],
+        "bad_lines": problems,
+        **room.counts,
+    }
+    text = (
+        f"{fields['adapter']} ({fields['numeric_form']}), {numbers['n']} pairs\n"
+        f"preference accuracy     {numbers['accuracy']:.3f}  (95 % {numbers['low']:.3f} to {numbers['high']:.3f})"
+        "  by log-ratio to the base, ties half\n"
+        f"by log-prob. a token    {numbers['token_logprob_accuracy']:.3f}\n"
+        f"longer answer wins      {numbers['length_baseline']:.3f}\n"
+        f"perplexity, fixed text  {numbers['perplexity']:.3f}  (bare base {numbers['base_perplexity']:.3f})\n"
+        f"empty or looping        {numbers['flawed_replies']} of {numbers['replies']} fixed prompts"
+    )
+    _say(args, fields, "\n".join([text, *problems]))
+    return 0
+
+
+def adapters(args: argparse.Namespace) -> int:
+    """List the adapters."""
+    with ExitStack() as stack:
+        store = _open(load_settings(args.home), stack)
+        live = store.registry.live()
+        listed = [
+            {"id": a.id, "state": a.state, "live": a.id == live.adapter_id, "created_at": a.created_at, "run": a.run_id}
+            for a in store.registry.adapters()
+        ]
+    lines = [
+        f"{'live' if a['live'] else '':<5}{a['id']}  {a['state']:<8}{a['created_at']}  {a['run'] or ''}" for a in listed
+    ]
+    _say(
+        args, {"adapters": listed, "live": live.adapter_id or "base"}, "\n".join(lines) or "There are no adapters yet."
+    )
+    return 0
+
+
+def promote(args: argparse.Namespace) -> int:
+    """Put an adapter live after checking its files."""
+    settings = load_settings(args.home)
+    with ExitStack() as stack:
+        store = _open(settings, stack)
+        generation = store.registry.live().generation
+        adapter_id = None if args.adapter == "base" else store.registry.get_adapter(args.adapter).id
+        if adapter_id is not None:
+            verify_adapter(settings.adapters_dir / adapter_id, store.registry.get_adapter(adapter_id).base_id)
+        live = store.registry.promote(adapter_id, generation)
+    _say_live(args, live.adapter_id, live.previous_id)
+    return 0
+
+
+def rollback(args: argparse.Namespace) -> int:
+    """Put back live what was live before."""
+    with ExitStack() as stack:
+        live = _open(load_settings(args.home), stack).registry.rollback()
+    _say_live(args, live.adapter_id, live.previous_id)
+    return 0
+
+
+def runs(args: argparse.Namespace) -> int:
+    """List the nights."""
+    with ExitStack() as stack:
+        found = _open(load_settings(args.home), stack).registry.runs()
+    listed = [
+        {
+            "id": run.id,
+            "state": run.state,
+            "outcome": run.outcome,
+            "started_at": run.started_at,
+            "finished_at": run.finished_at,
+            "adapter": run.adapter_id,
+            "reasons": list(run.reasons),
+        }
+        for run in found
+    ]
+    lines = [f"{r.id}  {r.outcome or r.state:<10}{' '.join(r.reasons)}" for r in found]
+    _say(args, {"runs": listed}, "\n".join(lines) or "There were no nights yet.")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print a night's report."""
+    settings = load_settings(args.home)
+    names = sorted(path.parent.name for path in settings.runs_dir.glob("*/report.json"))
+    name = names[-1] if args.run == "last" and names else args.run
+    if name not in names:
+        raise UnknownRun(f"There is no report of a night {args.run}. List the nights with: python -m finetune runs")
+    folder = settings.runs_dir / name
+    fields = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    _say(args, fields, (folder / "report.md").read_text(encoding="utf-8").rstrip())
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "nightly": nightly,
+    "train": train,
+    "evaluate": evaluate,
+    "adapters": adapters,
+    "promote": promote,
+    "rollback": rollback,
+    "runs": runs,
+    "report": report,
+}
+
+
+def _open(settings: Settings, stack: ExitStack) -> Store:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    store = open_store(settings.database_path)
+    stack.callback(store.close)
+    return store
+
+
+def _heldout(settings: Settings, store: Store) -> list[Example]:
+    night = settings.night
+    votes = collect_votes(store, now=datetime.now(UTC), half_life_days=night.half_life_days)
+    return list(divide_votes(votes, "auto", night.holdout_share, night.seed).heldout)
+
+
+def _adapter_folder(name: str, settings: Settings, store: Store) -> Path | None:
+    """Find an adapter's folder; None is the bare base.
+
+    Raises:
+        AdapterMissing: neither an id nor a folder.
+    """
+    if name == "live":
+        live = store.registry.live().adapter_id
+        return None if live is None else settings.adapters_dir / live
+    if name == "base":
+        return None
+    for folder in (settings.adapters_dir / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    raise AdapterMissing(f"There is no adapter {name}. Give an id, a folder, live or base.")
+
+
+def _say_live(args: argparse.Namespace, adapter_id: str | None, previous_id: str | None) -> None:
+    live, previous = adapter_id or "base", previous_id or "base"
+    _say(args, {"live": live, "previous": previous}, f"Live: {live}. Before: {previous}.")
+
+
+def _say(args: argparse.Namespace, fields: dict[str, Any], text: str) -> None:
+    """Print the result: one JSON object with --json, else words."""
+    sys.stdout.write((json.dumps(plain(fields), ensure_ascii=False) if args.json else text) + "\n")

@@ -1,0 +1,28 @@
+"""What can go wrong in a night. Every message is one sentence that says what to do.
+
+FinetuneError             all seen by the operator
+├── BadData               a file of examples cannot be used as it is
+├── NothingToLearn        too little or nothing to train on or to examine with
+├── TrainingAborted       a number stopped being finite; nothing of that training is kept
+└── UnknownRun            no run of that name exists
+"""
+
+
+class FinetuneError(Exception):
+    """Root of the family."""
+
+
+class BadData(FinetuneError):
+    """A file of examples holds a line that cannot be used, or is absent or empty."""
+
+
+class NothingToLearn(FinetuneError):
+    """Too few examples remain, or none is left for the examination."""
+
+
+class TrainingAborted(FinetuneError):
+    """A loss, gradient or weight is not finite: the adapter would answer nonsense."""
+
+
+class UnknownRun(FinetuneError):
+    """No run of that name exists."""

@@ -1,0 +1,266 @@
+"""The night: votes in, an adapter live or a reason why not.
+
+    collect → freeze → train → examine → decide → promote → report
+
+Killed at any point, what was live stays live: the adapter's folder counts once it is whole, and the live
+pointer moves in one transaction of the store. A killed night is marked as crashed by the next one.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from assistant.adapters import verify_adapter
+from assistant.errors import AdapterError, AssistantError
+from assistant.loading import Base, resolve_base
+from assistant.settings import Settings
+from feedback_store import Store
+from feedback_store.errors import StaleGeneration, StoreError
+from feedback_store.records import Live, Outcome
+from finetune.collect import NightData, Votes, collect_votes, divide_votes, write_manifest
+from finetune.errors import FinetuneError
+from finetune.examples import Method
+from finetune.gate import Decision, Limits, decide
+from finetune.progress import Progress, ProgressLog, silent
+from finetune.report import plain, write_report
+from finetune.workshop import ExaminationRoom, Findings, TrainingRun, peak_gb, train_and_write
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "sqlite-utils", "pysqlite3")
+DUE_AFTER = timedelta(hours=24)
+
+NightOutcome = Outcome | Literal["already-running"]
+
+
+@dataclass(frozen=True)
+class NightResult:
+    """How a night ended; `reasons` are sentences."""
+
+    outcome: NightOutcome
+    run: str | None
+    adapter: str | None
+    reasons: tuple[str, ...]
+
+
+@dataclass
+class _Night:
+    """What a night has at hand; the report is what it knows so far."""
+
+    settings: Settings
+    store: Store
+    method: Method
+    run_id: str
+    folder: Path
+    progress: Progress
+    report: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    adapter_id: str | None = None
+    data_hash: str | None = None
+
+
+def run_nightly(
+    settings: Settings, store: Store, *, method: Method = "auto", progress: Progress = silent
+) -> NightResult:
+    """Run one night.
+
+    Args:
+        settings: of this home.
+        store: its open store.
+        method: what to learn from.
+        progress: told after each step, besides the run folder's progress.jsonl.
+
+    Returns:
+        The outcome; only `failed` is a failure. A second night beside a running one is `already-running`.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.home / "night.lock", timeout=0):
+            store.registry.mark_crashed_runs()
+            return _run_locked(settings, store, method, progress)
+    except Timeout:
+        return NightResult("already-running", None, None, ("Another night is running in this home already.",))
+
+
+def hours_until_due(store: Store, now: datetime) -> float:
+    """Count the hours until the next night is due: 24 h after the last one that ended; 0 when it is due."""
+    ended = [run.finished_at for run in store.registry.runs() if run.finished_at and run.outcome != "failed"]
+    if not ended:
+        return 0.0
+    left = datetime.fromisoformat(max(ended)) + DUE_AFTER - now
+    return max(0.0, left.total_seconds() / 3600)
+
+
+def _run_locked(settings: Settings, store: Store, method: Method, progress: Progress) -> NightResult:
+    now = datetime.now(UTC)
+    run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    folder = settings.runs_dir / run_id
+    folder.mkdir(parents=True)
+    store.registry.start_run(run_id)
+    steps = ProgressLog(folder / "progress.jsonl", progress)
+    night = _Night(settings, store, method, run_id, folder, steps)
+    try:
+        return _night(night, now)
+    except (FinetuneError, AssistantError, StoreError) as error:
+        return _finish(night, "failed", str(error))
+    except Exception as error:  # the edge of the night: whatever happened, the run's row says that it failed
+        log.exception("the night failed")
+        return _finish(night, "failed", f"The night met an unexpected error ({type(error).__name__}: {error}).")
+    finally:
+        steps.close()
+
+
+def _night(night: _Night, now: datetime) -> NightResult:
+    """The flat list of steps."""
+    settings = night.settings
+    votes = collect_votes(night.store, now=now, half_life_days=settings.night.half_life_days)
+    data = divide_votes(votes, night.method, settings.night.holdout_share, settings.night.seed)
+    _freeze(night, data, None)
+    if reason := _too_little(votes, data, night.method, settings.night.min_votes):
+        return _finish(night, "skipped", reason)
+    base = resolve_base(settings)
+    _freeze(night, data, base)
+    live = night.store.registry.live()
+    made = train_and_write(base, settings, data.train, settings.adapters_dir, night.run_id, night.progress)
+    _note_training(night, made)
+    if made.adapter.id == live.adapter_id:
+        return _finish(night, "skipped", "Nothing has changed since the adapter that is live: tonight's is the same.")
+    night.progress("examine", 0, 1)
+    try:
+        verify_adapter(made.adapter.folder, base.id)  # from the disk, as the app will read it
+    except AdapterError as error:
+        return _finish(night, "refused", str(error))
+    candidate, examined, limits = _examine(night, base, data, made, live)
+    decision = decide(candidate.measures, examined.measures, limits)
+    _note_decision(night, decision, candidate, examined)
+    if not decision.passed:
+        night.store.registry.register_adapter(made.adapter.id, base.id, night.run_id, _metrics(candidate), "refused")
+        return _finish(night, "refused", *decision.reasons)
+    return _promote(night, base, made, candidate, live)
+
+
+def _too_little(votes: Votes, data: NightData, method: Method, min_votes: int) -> str:
+    """Say why the night is skipped; empty when it is not."""
+    usable = votes.usable(method)
+    if usable < min_votes:
+        missing = min_votes - usable
+        kinds = {"auto": "votes", "sft": "rewrites", "dpo": "choices"}[method]
+        return f"There are {usable} usable {kinds} and a night needs {min_votes}: {missing} are missing."
+    if not data.heldout or not data.train:
+        return (
+            "The votes cannot be divided into a part to learn from and a part to examine with, because they "
+            "hang together in one conversation or prompt. Vote in other conversations, too."
+        )
+    return ""
+
+
+def _freeze(night: _Night, data: NightData, base: Base | None) -> None:
+    """Write down what the night starts from, before it trains."""
+    night.data_hash = data.data_hash
+    night.report["counts"] = dict(data.counts)
+    write_manifest(night.folder / "manifest.jsonl", data)
+    run = {
+        "run": night.run_id,
+        "method": night.method,
+        "settings": night.settings.model_dump(mode="json", exclude={"home"}),
+        "seed": night.settings.night.seed,
+        "base_id": base.id if base else None,
+        "base_name": base.name if base else None,
+        "data_hash": data.data_hash,
+        "counts": data.counts,
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "pid": os.getpid(),
+    }
+    (night.folder / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
+
+
+def _note_training(night: _Night, made: TrainingRun) -> None:
+    night.history = made.trained.history
+    night.report["counts"] |= made.counts
+    night.report["training"] = {
+        "steps": len(made.trained.history),
+        "examples": made.examples,
+        "pairs": made.pairs,
+        "seconds": round(made.trained.seconds, 1),
+        "peak_gb": round(peak_gb(), 2),
+    }
+    night.report["candidate"] = made.adapter.id
+
+
+def _examine(
+    night: _Night, base: Base, data: NightData, made: TrainingRun, live: Live
+) -> tuple[Findings, Findings, Limits]:
+    """Measure the candidate and what is live, on the model as it is served."""
+    room = ExaminationRoom(base, night.settings, data.heldout, night.progress)
+    candidate = room.examine(room.load(made.adapter.folder))
+    against: str | None = None
+    if live.adapter_id is not None:
+        try:
+            against = room.load(night.settings.adapters_dir / live.adapter_id)
+        except AdapterError as error:
+            night.report["live_unusable"] = f"Compared with the bare base instead of what is live: {error}"
+    examined = room.examine(against)
+    night.report["live"] = against
+    limits = Limits(
+        accuracy_margin=night.settings.night.gate_accuracy_margin,
+        perplexity_rise=night.settings.night.gate_perplexity_rise,
+        base_perplexity=candidate.base_perplexity,
+        clusters=tuple(pair.cluster for pair in room.pairs),
+    )
+    return candidate, examined, limits
+
+
+def _note_decision(night: _Night, decision: Decision, candidate: Findings, live: Findings) -> None:
+    night.report["gate"] = decision.table()
+    night.report["examination"] = {"candidate": _metrics(candidate), "live": _metrics(live)}
+    night.report["flawed_replies"] = [candidate.replies.replies[i] for i in candidate.replies.flawed]
+
+
+def _promote(night: _Night, base: Base, made: TrainingRun, candidate: Findings, live: Live) -> NightResult:
+    """Register the adapter and move the pointer, unless somebody moved it since the night began."""
+    registry = night.store.registry
+    registry.register_adapter(made.adapter.id, base.id, night.run_id, _metrics(candidate), "ready")
+    registry.set_adapter_state(made.adapter.id, "ready")  # the same adapter may have been refused in an earlier night
+    night.adapter_id = made.adapter.id
+    night.progress("promote", 0, 1)
+    try:
+        registry.promote(made.adapter.id, live.generation)
+    except StaleGeneration:
+        return _finish(
+            night,
+            "refused",
+            f"What is live was changed while the night was running. Look at {made.adapter.id} and promote it by hand.",
+        )
+    night.progress("promote", 1, 1)
+    return _finish(night, "promoted", f"{made.adapter.id} passed every check and is live.")
+
+
+def _finish(night: _Night, outcome: Outcome, *reasons: str) -> NightResult:
+    """Write the report, then the run's row."""
+    adapter = night.adapter_id if outcome == "promoted" else night.report.get("candidate")
+    report = {"run": night.run_id, "outcome": outcome, "reasons": list(reasons), "adapter": adapter, **night.report}
+    write_report(night.folder, report, night.history)
+    registered = {a.id for a in night.store.registry.adapters()}
+    night.store.registry.finish_run(
+        night.run_id,
+        outcome,
+        adapter_id=adapter if adapter in registered else None,
+        data_hash=night.data_hash,
+        reasons=reasons,
+        metrics=night.report.get("examination", {}).get("candidate", {}),
+    )
+    return NightResult(outcome, night.run_id, adapter, tuple(reasons))
+
+
+def _metrics(findings: Findings) -> dict[str, Any]:
+    metrics: dict[str, Any] = plain(findings.numbers())
+    return metrics

@@ -1,0 +1,94 @@
+"""The morning report: report.json for the app, report.md for people, plots. Knows no model and no store."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PLOTS = (
+    ("loss", "Loss"),
+    ("accuracy", "Training accuracy"),
+    ("margin", "Reward margin"),
+    ("chosen_logp", "Chosen log-prob."),
+)
+
+
+def write_report(folder: Path, report: dict[str, Any], history: Sequence[dict[str, float]]) -> None:
+    """Write a run's report files.
+
+    Args:
+        folder: the run's folder.
+        report: run, outcome, reasons, counts, and, as far as the night came, training, gate, examination.
+        history: the numbers of each training step; empty when nothing was trained.
+    """
+    if history:
+        _plot_training(folder / "training.png", history)
+    (folder / "report.md").write_text(render_markdown(report, has_plot=bool(history)), encoding="utf-8")
+    temporary = folder / "report.json.tmp"
+    temporary.write_text(json.dumps(plain(report), indent=2), encoding="utf-8")
+    os.replace(temporary, folder / "report.json")  # last and whole: the app takes it for the end of the run
+
+
+def render_markdown(report: dict[str, Any], has_plot: bool) -> str:
+    """Render a report for people."""
+    lines = [f"# Night {report['run']}: {report['outcome']}", ""]
+    lines += [f"- {reason}" for reason in report["reasons"]]
+    if report.get("live_unusable"):
+        lines.append(f"- {report['live_unusable']}")
+    if report.get("gate"):
+        lines += [
+            "",
+            "## Gate",
+            "",
+            f"Live: {report.get('live') or 'the bare base'}. Candidate: {report['candidate']}.",
+            "",
+        ]
+        lines += ["| check | live | candidate | limit | passed |", "|---|---|---|---|---|"]
+        for row in report["gate"]:
+            numbers = " | ".join(f"{row[name]:.4g}" for name in ("live", "candidate", "limit"))
+            lines.append(f"| {row['check']} | {numbers} | {'yes' if row['passed'] else '**no**'} |")
+        lines += ["", *(f"- {row['note']}" for row in report["gate"])]
+    if report.get("examination"):
+        found = report["examination"]["candidate"]
+        lines += ["", "## Examination", ""]
+        lines.append(
+            f"Held-out accuracy {found['accuracy']:.3f} (95 % {found['low']:.3f} to {found['high']:.3f}, "
+            f"n = {found['n']}); the longer reply wins {found['length_baseline']:.3f}; by log-probability a token "
+            f"{found['token_logprob_accuracy']:.3f}."
+        )
+    for title, name in (("Votes", "counts"), ("Training", "training")):
+        if report.get(name):
+            lines += ["", f"## {title}", "", "| | |", "|---|---|"]
+            lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in report[name].items()]
+    if has_plot:
+        lines += ["", "![Training](training.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Copy a value for JSON: numbers it has no word for become null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def _plot_training(path: Path, history: Sequence[dict[str, float]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [(name, title) for name, title in PLOTS if any(name in step for step in history)]
+    figure = Figure(figsize=(3.6 * len(shown), 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, (name, title) in zip(axes, shown, strict=True):
+        steps = [number for number, step in enumerate(history, 1) if name in step]
+        axis.plot(steps, [history[number - 1][name] for number in steps], linewidth=1.5)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

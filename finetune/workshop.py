@@ -1,0 +1,179 @@
+"""Steps that the night, `train` and `evaluate` share: from examples to an adapter, and from adapters to findings."""
+
+import gc
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from assistant.adapters import AdapterInfo, write_adapter
+from assistant.loading import Base, ServedModel, load_served, load_tokenizer, load_trainable
+from assistant.local import LocalEngine
+from assistant.prompt import template_hash
+from assistant.settings import Settings
+from finetune.attention import short_rows
+from finetune.batches import Encoded, encode_examples
+from finetune.evaluate import (
+    FixedReplies,
+    Preferences,
+    answer_fixed_prompts,
+    fixed_text_perplexity,
+    rank_preferences,
+    score_rows,
+    served_cache,
+)
+from finetune.examples import Example
+from finetune.gate import Measures
+from finetune.progress import Progress, silent
+from finetune.reference import LogpCache, reference_logps
+from finetune.train import Trained, train_adapter
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the examination found for one adapter."""
+
+    preferences: Preferences
+    perplexity: float
+    base_perplexity: float
+    replies: FixedReplies
+
+    @property
+    def measures(self) -> Measures:
+        """In the shape the gate takes."""
+        replies = self.replies
+        return Measures(self.preferences.outcomes, self.perplexity, len(replies.replies), len(replies.flawed))
+
+    def numbers(self) -> dict[str, float]:
+        """By name, for reports and scripts."""
+        return {
+            "accuracy": self.preferences.accuracy,
+            "low": self.preferences.low,
+            "high": self.preferences.high,
+            "n": self.preferences.n,
+            "length_baseline": self.preferences.length_baseline,
+            "token_logprob_accuracy": self.preferences.token_logprob_accuracy,
+            "perplexity": self.perplexity,
+            "base_perplexity": self.base_perplexity,
+            "replies": len(self.replies.replies),
+            "flawed_replies": len(self.replies.flawed),
+        }
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A written adapter and how its training went."""
+
+    adapter: AdapterInfo
+    trained: Trained
+    counts: dict[str, int]
+    pairs: int
+    examples: int
+    reference_seconds: float
+
+
+def train_and_write(
+    base: Base,
+    settings: Settings,
+    examples: Sequence[Example],
+    adapters_dir: Path,
+    run_id: str,
+    progress: Progress = silent,
+) -> TrainingRun:
+    """Train a fresh adapter on examples and write its folder.
+
+    Args:
+        base: the frozen base.
+        settings: the night's training settings and the cache folder.
+        examples: already weighted and chosen for a method.
+        adapters_dir: where the adapter's folder goes.
+        run_id: the run that makes it.
+        progress: told after each step.
+
+    Raises:
+        NothingToLearn, TrainingAborted: no adapter was written.
+        ModelUnavailable: the base cannot be had.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    tokenizer = load_tokenizer(base)
+    encoded, counts = encode_examples(tokenizer, examples, settings.night.max_tokens)
+    template = template_hash(tokenizer)
+    model = load_trainable(base)
+    form = f"{model.dtype} {model.device.type}".removeprefix("torch.")
+    cache = LogpCache(settings.cache_dir, base.id, form, template)
+    rows = [row for e in encoded if e.is_pair for row in e.rows]
+    started = time.monotonic()
+    with short_rows(model):
+        reference = reference_logps(model, rows, cache, progress)
+        reference_seconds = time.monotonic() - started
+        trained = train_adapter(model, encoded, reference, settings.night, progress)
+    del model
+    gc.collect()  # the served form is loaded next; both at once would double the peak
+    adapter = write_adapter(
+        adapters_dir,
+        trained.tensors,
+        rank=settings.night.rank,
+        alpha=settings.night.alpha,
+        target_modules=trained.target_modules,
+        base_id=base.id,
+        base_name=base.name,
+        template_hash=template,
+        run_id=run_id,
+    )
+    return TrainingRun(adapter, trained, counts, sum(e.is_pair for e in encoded), len(encoded), reference_seconds)
+
+
+class ExaminationRoom:
+    """The base as it is served, the pairs to examine on, and what the bare base makes of them.
+
+    Args:
+        base: the frozen base.
+        settings: how it is served, and the cache folder.
+        pairs: held-out preference pairs.
+        progress: told as rows are scored.
+    """
+
+    def __init__(self, base: Base, settings: Settings, pairs: Sequence[Example], progress: Progress = silent) -> None:
+        self.served: ServedModel = load_served(base, settings)
+        self._settings = settings
+        self._progress = progress
+        tokenizer = self.served.tokenizer
+        self.pairs: list[Encoded]
+        self.pairs, self.counts = encode_examples(tokenizer, pairs, settings.night.max_tokens)
+        self._cache = served_cache(settings.cache_dir, self.served, template_hash(tokenizer))
+        self._base_rows = score_rows(self.served, self.pairs, None, self._cache, progress)
+        self._base_perplexity = fixed_text_perplexity(self.served, None)
+
+    def load(self, folder: Path) -> str:
+        """Load an adapter.
+
+        Raises:
+            AdapterError: it is missing, damaged or for another base.
+        """
+        return self.served.adapters.load(folder)
+
+    def examine(self, adapter_id: str | None) -> Findings:
+        """Measure a loaded adapter, or the bare base for None."""
+        rows = self._base_rows
+        perplexity = self._base_perplexity
+        if adapter_id is not None:
+            rows = score_rows(self.served, self.pairs, adapter_id, self._cache, self._progress)
+            perplexity = fixed_text_perplexity(self.served, adapter_id)
+        engine = LocalEngine(self.served, self._settings)  # only now: a running engine owns the model
+        try:
+            replies = answer_fixed_prompts(engine, adapter_id)
+        finally:
+            engine.close()
+        preferences = rank_preferences(self.pairs, rows, self._base_rows)
+        return Findings(preferences, perplexity, self._base_perplexity, replies)
+
+
+def peak_gb() -> float:
+    """Peak memory of this process in GB (10⁹ bytes): the GPU's where there is one, else the resident set's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,242 @@
+"""The commands as people and scripts run them: what they print, and their exit statuses."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assistant.settings import load_settings
+from feedback_store import open_store
+from finetune import evaluate
+from finetune.__main__ import build_parser, main
+from tests.finetune_support import fill_store
+from tests.tiny import save_tiny
+
+COMMANDS = ("nightly", "train", "evaluate", "adapters", "promote", "rollback", "runs", "report", "simulate", "rehearse")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def tiny(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home whose nights take a second."""
+    monkeypatch.setenv("NIGHTSCHOOL_MODEL", str(model))
+    for name, value in {"MIN_VOTES": "10", "EPOCHS": "1", "GATE_PERPLEXITY_RISE": "10"}.items():
+        monkeypatch.setenv(f"NIGHTSCHOOL_NIGHT__{name}", value)
+    return home
+
+
+class Runner:
+    """Runs commands in this process and reads what they print."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def json(self, *arguments: str, status: int = 0) -> dict[str, Any]:
+        assert main([*arguments, "--json"]) == status
+        printed: dict[str, Any] = json.loads(self._capsys.readouterr().out)
+        return printed
+
+    def text(self, *arguments: str) -> str:
+        assert main(arguments) == 0
+        return self._capsys.readouterr().out
+
+    def error(self, *arguments: str) -> str:
+        assert main(arguments) == 1
+        error = self._capsys.readouterr().err.strip()
+        assert "Traceback" not in error and error.count("\n") == 0
+        return error
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(capsys)
+
+
+def preferences(path: Path, count: int = 12) -> Path:
+    def said(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"question {n}"}],
+            "chosen": said(f"What is {n} like?"),
+            "rejected": said(f"{n}."),
+        }
+        for n in range(count)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def vote(home: Path, questions: int, start: int = 0) -> None:
+    home.mkdir(exist_ok=True)
+    store = open_store(home / "nightschool.db")
+    fill_store(store, [f"question {n}" for n in range(start, start + questions)])
+    store.close()
+
+
+def test_a_day_at_the_operators_desk(tiny: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)  # a random model may loop
+    vote(tiny, 20)
+    night = run.json("nightly")
+    assert night["outcome"] == "promoted", night["reasons"]
+    assert set(night) == {"outcome", "run", "adapter", "reasons"}
+    assert run.json("nightly", "--if-due")["outcome"] == "skipped"
+    [adapter] = run.json("adapters")["adapters"]
+    assert adapter["id"] == night["adapter"] and adapter["live"] and adapter["state"] == "ready"
+    assert [r["outcome"] for r in run.json("runs")["runs"]] == ["promoted"]
+    assert run.json("report", night["run"])["outcome"] == "promoted"
+    assert "## Gate" in run.text("report", "last")
+    assert run.json("rollback") == {"live": "base", "previous": night["adapter"]}
+    assert run.json("promote", night["adapter"])["live"] == night["adapter"]
+    found = run.json("evaluate", "live")
+    assert found["adapter"] == night["adapter"] and found["n"] == night_heldout(run, night)
+    assert found["low"] <= found["accuracy"] <= found["high"]
+    assert run.json("promote", "base")["live"] == "base"
+    assert "live" not in run.text("adapters")
+
+
+def night_heldout(run: Runner, night: dict[str, Any]) -> int:
+    return int(run.json("report", night["run"])["counts"]["heldout"])
+
+
+def test_a_night_with_too_few_votes_is_skipped_and_done(tiny: Path, run: Runner) -> None:
+    vote(tiny, 3)
+    assert "7 are missing" in run.text("nightly")
+
+
+def test_train_writes_an_adapter_that_evaluate_takes(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    data = preferences(tmp_path / "data.jsonl")
+    trained = run.json("train", "--method", "dpo", "--data", str(data), "--out", str(tmp_path / "out"))
+    assert {"pairs_per_s", "peak_gb", "epochs", "seconds"} <= set(trained)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "manifest.json"
+    ]  # fmt: skip
+    assert not list(tmp_path.glob(".train-*"))
+    found = run.json("evaluate", str(tmp_path / "out"), "--data", str(data))
+    assert {"accuracy", "low", "high", "n", "length_baseline", "token_logprob_accuracy", "perplexity"} <= set(found)
+    assert found["adapter"] == trained["adapter"] and found["n"] == 12 and found["length_baseline"] == 1.0
+    assert found["accuracy"] > 0.5
+    printed = run.text("evaluate", "base", "--data", str(data))
+    assert "0.500" in printed and "longer answer wins      1.000" in printed and "12 pairs" in printed
+
+
+def test_demonstrations_are_trained_on_and_give_examples_a_second(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    shown = {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}
+    (tmp_path / "shown.jsonl").write_text(json.dumps(shown))
+    arguments = ("train", "--method", "sft", "--data", str(tmp_path / "shown.jsonl"), "--out", str(tmp_path / "out"))
+    assert "examples_per_s" in run.json(*arguments)
+
+
+def test_bad_lines_stop_a_training_unless_they_are_left_out(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    data = preferences(tmp_path / "data.jsonl", 4)
+    data.write_text(data.read_text() + "\n{broken")
+    arguments = ("train", "--data", str(data), "--out", str(tmp_path / "out"))
+    assert "Line 5" in run.error(*arguments)
+    assert not (tmp_path / "out").exists()
+    assert len(run.json(*arguments, "--skip-bad")["bad_lines"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["promote", "nobody"], "No adapter"),
+        (["rollback"], "Nothing was promoted"),
+        (["report", "never"], "There is no report"),
+        (["evaluate", "base"], "no preference pair"),
+        (["evaluate", "base", "--data", "absent.jsonl"], "cannot be read"),
+        (["train", "--data", "absent.jsonl", "--out", "x"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_status_one(
+    tiny: Path, run: Runner, arguments: list[str], words: str
+) -> None:
+    assert words in run.error(*arguments)
+
+
+def test_an_unknown_adapter_and_an_existing_folder_are_refused(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    data = preferences(tmp_path / "data.jsonl")
+    assert "There is no adapter nobody" in run.error("evaluate", "nobody", "--data", str(data))
+    assert "not an empty folder" in run.error("train", "--data", str(data), "--out", str(tmp_path))
+    assert data.exists()
+
+
+def test_an_adapter_of_another_base_or_a_damaged_one_is_refused(
+    tiny: Path, tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = preferences(tmp_path / "data.jsonl"), tmp_path / "out"
+    run.json("train", "--data", str(data), "--out", str(out))
+    monkeypatch.setenv("NIGHTSCHOOL_MODEL", str(save_tiny(tmp_path / "other", seed=1)))
+    assert "another model" in run.error("evaluate", str(out), "--data", str(data))
+    (out / "adapter_model.safetensors").write_bytes(b"broken")
+    assert "damaged" in run.error("evaluate", str(out), "--data", str(data))
+
+
+def test_a_model_that_is_not_there_is_one_sentence(
+    home: Path, tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_MODEL", str(tmp_path / "absent.gguf"))
+    data = preferences(tmp_path / "data.jsonl")
+    assert "absent.gguf" in run.error("train", "--data", str(data), "--out", str(tmp_path / "out"))
+
+
+def test_a_wrong_setting_is_named(home: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_NIGHT__BETA", "-1")
+    assert "night.beta" in run.error("runs")
+    assert load_settings.__doc__
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_home_and_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--home" in printed and "--json" in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["nightly", "--method", "magic"], ["train"]])
+def test_wrong_usage_is_status_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_help_comes_without_torch() -> None:
+    started = time.monotonic()
+    code = (
+        "import sys\nfrom finetune.__main__ import build_parser\nbuild_parser().format_help()\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "flawed"),
+    [
+        ("", True),
+        (" \n ", True),
+        ("Paris.", False),
+        ("no no no", False),
+        ("Ha ha ha ha ha! That is funny.", False),
+        ("1. Wash it. 2. Cut it. 3. Cook it. 4. Eat it.", False),
+        ("the " * 20, True),
+        ("!" * 60, True),
+        ("So it is. " + "I am happy to help you with that. " * 5, True),
+        ("I am happy to help you with that. " * 3 + "What do you need to know about it today, and why?", False),
+        ("0" * 6, False),
+        ("The answer is 1000000.", False),
+    ],
+)
+def test_empty_and_looping_replies_are_told_from_good_ones(text: str, flawed: bool) -> None:
+    assert evaluate.is_flawed(text) == flawed
