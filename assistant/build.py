@@ -6,7 +6,6 @@ from assistant.engine import Engine
 from assistant.errors import SettingsError
 from assistant.settings import Settings
 
-
 SPINS = "1000"
 """How long torch's threads wait for each other by spinning. With the default, a second busy program (a browser,
 a night) on two cores cost nine tenths of the decoding speed; this keeps four fifths of the quiet speed."""

@@ -47,6 +47,8 @@ class NightSettings(BaseModel):
     """Weight of the preference loss."""
     nll_weight: float = Field(0.2, ge=0)
     """Weight of the token-mean NLL of the chosen reply of a pair."""
+    anchor_share: float = Field(0.6, ge=0)
+    """Anchors for each example: the base's own plain replies, so that what nobody voted on stays as it was."""
     batch_examples: int = Field(8, ge=1)
     """Examples in one optimiser step."""
     max_grad_norm: float = Field(1.0, gt=0)

@@ -2,7 +2,7 @@
 
 Preference accuracy by log-ratio to the bare base (what DPO learns; the base ties with itself), the same by
 mean log-probability a token (which exists for the base too), "the longer reply wins" beside them,
-perplexity of a fixed text, and greedy replies to fixed prompts, of which none may be empty or loop.
+perplexity of a fixed text, and replies to fixed prompts, of which none may be empty or loop.
 
 Does not judge what the replies say.
 """
@@ -19,6 +19,7 @@ from assistant.engine import Message, Request, Sampling
 from assistant.loading import ServedModel
 from assistant.local import LocalEngine
 from assistant.presets import PLAIN
+from assistant.settings import SamplingSettings
 from finetune.batches import Encoded, Row, row_key
 from finetune.intervals import share_interval
 from finetune.progress import Progress, silent
@@ -52,7 +53,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class FixedReplies:
-    """Greedy replies to the fixed prompts, and which of them are empty or loop."""
+    """Replies to the fixed prompts, and which of them are empty or loop."""
 
     replies: tuple[str, ...]
     flawed: tuple[int, ...]
@@ -120,14 +121,27 @@ def fixed_text_perplexity(served: ServedModel, adapter_id: str | None) -> float:
     return math.exp(-total / sum(len(row[1]) for row in rows))
 
 
-def answer_fixed_prompts(engine: LocalEngine, adapter_id: str | None) -> FixedReplies:
-    """Answer the fixed prompts greedily as one batch and look for empty and looping replies."""
+def answer_fixed_prompts(engine: LocalEngine, adapter_id: str | None, drawn: SamplingSettings) -> FixedReplies:
+    """Answer the fixed prompts and look for empty and looping replies.
+
+    Greedily first. A small model now and then loops under greedy decoding where nobody would see it loop, so
+    a flawed reply is drawn once more as people's are, with a fixed seed, and counts when that is flawed too.
+    """
     prompts = FIXED_PROMPTS.read_text(encoding="utf-8").splitlines()
-    sampling = Sampling(temperature=0, max_new_tokens=REPLY_TOKENS)
+    greedy = Sampling(temperature=0, max_new_tokens=REPLY_TOKENS)
+    replies = _answer(engine, prompts, greedy, adapter_id)
+    doubtful = [i for i, text in enumerate(replies) if is_flawed(text)]
+    if doubtful:
+        as_served = Sampling(drawn.temperature, drawn.top_p, REPLY_TOKENS, seed=0)
+        again = _answer(engine, [prompts[i] for i in doubtful], as_served, adapter_id)
+        replies = [again[doubtful.index(i)] if i in doubtful else text for i, text in enumerate(replies)]
+    return FixedReplies(tuple(replies), tuple(i for i, text in enumerate(replies) if is_flawed(text)))
+
+
+def _answer(engine: LocalEngine, prompts: Sequence[str], sampling: Sampling, adapter_id: str | None) -> list[str]:
     system: Message = {"role": "system", "content": PLAIN.system}
     requests = [Request([system, {"role": "user", "content": text}], sampling, adapter_id) for text in prompts]
-    replies = [reply.wait() for reply in engine.submit(requests)]
-    return FixedReplies(tuple(replies), tuple(i for i, text in enumerate(replies) if is_flawed(text)))
+    return [reply.wait() for reply in engine.submit(requests)]
 
 
 def is_flawed(text: str) -> bool:

@@ -271,7 +271,7 @@ def _in_100(marks: Sequence[bool]) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `python -m finetune rehearse` takes beside --home and --json."""
-    parser.add_argument("--problems", type=positive, default=160, metavar="N", help="problems that are voted on")
+    parser.add_argument("--problems", type=positive, default=200, metavar="N", help="problems that are voted on")
     parser.add_argument("--test", type=positive, default=102, metavar="N", help="problems of other kinds in the table")
     parser.add_argument("--seed", type=int, default=0, help="decides problems, simulated votes and sampling")
 

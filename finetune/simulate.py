@@ -251,7 +251,7 @@ def positive(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `python -m finetune simulate` takes beside --home and --json."""
-    parser.add_argument("--problems", type=positive, default=160, metavar="N", help="problems that are voted on")
+    parser.add_argument("--problems", type=positive, default=200, metavar="N", help="problems that are voted on")
     parser.add_argument("--seed", type=int, default=0, help="decides the problems, the raters and their slips")
 
 

@@ -14,6 +14,7 @@ from assistant.loading import Base, ServedModel, load_served, load_tokenizer, lo
 from assistant.local import LocalEngine
 from assistant.prompt import template_hash
 from assistant.settings import Settings
+from finetune.anchors import anchor_examples
 from finetune.attention import short_rows
 from finetune.batches import Encoded, encode_examples
 from finetune.evaluate import (
@@ -107,10 +108,12 @@ def train_and_write(
     cache = LogpCache(settings.cache_dir, base.id, form, template)
     rows = [row for e in encoded if e.is_pair for row in e.rows]
     started = time.monotonic()
+    share = settings.night.anchor_share
+    anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
     with short_rows(model):
         reference = reference_logps(model, rows, cache, progress)
         reference_seconds = time.monotonic() - started
-        trained = train_adapter(model, encoded, reference, settings.night, progress)
+        trained = train_adapter(model, [*encoded, *anchors], reference, settings.night, progress)
     del model
     gc.collect()  # the served form is loaded next; both at once would double the peak
     adapter = write_adapter(
@@ -165,7 +168,7 @@ class ExaminationRoom:
             perplexity = fixed_text_perplexity(self.served, adapter_id)
         engine = LocalEngine(self.served, self._settings)  # only now: a running engine owns the model
         try:
-            replies = answer_fixed_prompts(engine, adapter_id)
+            replies = answer_fixed_prompts(engine, adapter_id, self._settings.sampling)
         finally:
             engine.close()
         preferences = rank_preferences(self.pairs, rows, self._base_rows)

@@ -41,18 +41,17 @@ def run(command: str, folder: Path) -> str:
 
 def serve(command: str) -> str:
     """Run a server until it says that it is ready, then stop it."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, shell=True, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "ready at" in line:
-            break
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
-    return said
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "ready at" in line:
+                break
+        os.killpg(process.pid, signal.SIGTERM)
+        return said
 
 
 @pytest.mark.model
