@@ -1,4 +1,4 @@
-"""The store's commands: `python -m feedback_store stats|verify|backup FILE`."""
+"""The store's commands: `python -m feedback_store stats|verify|backup|restore|import|export|users|erase-user`."""
 
 import argparse
 import json
@@ -10,9 +10,12 @@ from typing import Any
 
 import platformdirs
 
-from feedback_store.errors import StoreDamaged, StoreError
+from feedback_store.connection import RESTORE
+from feedback_store.errors import StoreBusy, StoreDamaged, StoreError
+from feedback_store.file_commands import add_file_commands, check_file_command, run_file_command, run_restore
 from feedback_store.integrity import backup, verify
 from feedback_store.store import Store, open_store
+from feedback_store.user_commands import add_user_commands, run_user_command
 
 DATABASE_NAME = "nightschool.db"
 
@@ -29,6 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("verify", parents=[common], help="check that everything is whole")
     copy = commands.add_parser("backup", parents=[common], help="make a checked copy while others go on writing")
     copy.add_argument("file", type=Path, metavar="FILE", help="the copy; must not exist yet")
+    add_file_commands(commands, common)
+    add_user_commands(commands, common)
     return parser
 
 
@@ -41,7 +46,10 @@ def _home(asked: Path | None) -> Path:
 
 def _stats(store: Store) -> dict[str, Any]:
     live = store.registry.live()
-    return {**store.votes.counts(), "live": live.adapter_id or "base", "generation": live.generation}
+    with store.connections.read() as db:
+        rankings, imported = db.execute("SELECT (SELECT count(*) FROM ranking), count(*) FROM imported").fetchone()
+    counts = {**store.votes.counts(), "rankings": rankings, "imported": imported}
+    return {**counts, "live": live.adapter_id or "base", "generation": live.generation}
 
 
 def _verify(store: Store) -> dict[str, Any]:
@@ -60,29 +68,47 @@ def _write(result: dict[str, Any], *, as_json: bool) -> None:
         return
     for name, value in result.items():
         for line in value if isinstance(value, list) else [value]:
-            sys.stdout.write(f"{name.replace('_', ' ')}: {line}\n")
+            sys.stdout.write(f"{name.replace('_', ' ')}: {_words(line)}\n")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_words(part)}" for name, part in value.items())
+    return "-" if value is None else str(value)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     path = _home(arguments.home).expanduser() / DATABASE_NAME
-    store = open_store(path, create=False)
+    if arguments.command == "restore":
+        _write(run_restore(path, arguments.file), as_json=arguments.json)
+        return
+    # the first operator and older votes may come before the first start
+    store = open_store(path, create=arguments.command in ("users", "import"))
     try:
         if arguments.command == "stats":
             result = _stats(store)
         elif arguments.command == "verify":
             result = _verify(store)
+        elif arguments.command in ("users", "erase-user"):
+            result = run_user_command(store, arguments)
+        elif arguments.command in ("import", "export"):
+            result = run_file_command(store, arguments)
         else:
             result = _backup(store, arguments.file)
     finally:
         store.close()
     _write(result, as_json=arguments.json)
+    if not result.get("clean", True):
+        raise StoreBusy(f"Traces stay in {path}, which is in use or lacks room; run erase-user --finish again later.")
     if not result.get("ok", True):
-        raise StoreDamaged(f"{path} is not whole; restore the latest backup in its place.")
+        raise StoreDamaged(f"{path} is not whole; {RESTORE}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed; wrong usage exits with 2."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    check_file_command(parser, arguments)
     try:
         _run(arguments)
     except StoreError as error:

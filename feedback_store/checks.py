@@ -9,6 +9,7 @@ from feedback_store.errors import BadInput
 
 MAX_TEXT_CHARS = 100_000
 MAX_COMMENT_CHARS = 2_000
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,127}")
 
 
@@ -25,7 +26,7 @@ def check_text(text: str, what: str, *, max_chars: int = MAX_TEXT_CHARS, may_be_
         raise BadInput(f"{what} is empty; write something first.")
     if len(text) > max_chars:
         raise BadInput(f"{what} has {len(text)} characters and may have {max_chars}; shorten it.")
-    if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if _UNSTORABLE.search(text):
         raise BadInput(f"{what} holds a character that cannot be stored (NUL or half a surrogate pair); remove it.")
     return text
 

@@ -15,9 +15,13 @@ from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite3 where it is installed
 
 from feedback_store.errors import BadInput, DiskFull, NotOurFile, StoreBusy, StoreDamaged, StoreError
+from feedback_store.sealing import add_hash_function, seal_writes
 
 BUSY_TIMEOUT_MS = 10_000
 _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 10, 11, 13, 14, 26
+RESTORE = "restore a backup with `python -m feedback_store restore FILE`"
+_DAMAGED_WORDS = ("Could not decode to UTF-8", "unsupported file format")
+"""What has no code of its own: the binding's words, and SQLite's of a header that it cannot read."""
 Row = dict[str, Any]
 SQLITE_VERSION: tuple[int, ...] = sqlite3.sqlite_version_info
 
@@ -49,8 +53,10 @@ def connect(path: Path, options: str = "mode=rw") -> Database:
                 "trusted_schema=OFF",
                 "secure_delete=ON",
                 "synchronous=FULL",
+                "temp_store=MEMORY",
             ):
                 db.execute(f"PRAGMA {pragma}").fetchall()
+            add_hash_function(db)
     except BaseException:
         connection.close()
         raise
@@ -78,7 +84,11 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except UnicodeEncodeError:
         raise BadInput("An id holds a character that cannot be stored; send the id as it was given.") from None
+    except UnicodeDecodeError as error:  # SQLite quotes damaged text in what it says of it
+        raise _damaged(path) from error
     except sqlite3.Error as error:
+        if str(error).startswith(_DAMAGED_WORDS):
+            raise _damaged(path) from error
         known = _known_error(error, path)
         if known is None:
             raise
@@ -92,14 +102,18 @@ def _known_error(error: sqlite3.Error, path: Path) -> StoreError | None:
     if code == _FULL:
         return DiskFull(f"There is no room left to write {path}; free some space and try again.")
     if code == _NOTADB:
-        return NotOurFile(f"{path} is not a Nightschool database; name another folder with --home or restore a backup.")
+        return NotOurFile(f"{path} is not a Nightschool database; name another folder with --home, or {RESTORE}.")
     if code == _CORRUPT:
-        return StoreDamaged(f"{path} is damaged; restore the latest backup in its place.")
+        return _damaged(path)
     if code in (_READONLY, _CANTOPEN):
-        return StoreError(f"{path} cannot be opened for writing; check that it is there and who may write it.")
+        return StoreError(f"{path} cannot be opened for writing; check who may write it, or {RESTORE}.")
     if code == _IOERR:
         return StoreError(f"{path} could not be read or written; check the disk and the space left on it.")
     return None
+
+
+def _damaged(path: Path) -> StoreDamaged:
+    return StoreDamaged(f"{path} is damaged; {RESTORE}.")
 
 
 @contextlib.contextmanager
@@ -184,6 +198,8 @@ class Connections:
         slot: _Slot | None = self._mine.__dict__.get("slot")
         if slot is None:
             slot = _Slot(connect(self.path))
+            with translated(self.path):
+                seal_writes(slot.db)
             with self._lock:
                 self._check_open()  # close() may have run meanwhile
                 self._slots.add(slot)

@@ -121,7 +121,8 @@ def _insert_origin(db: Database, message_id: str, origin: Origin) -> None:
     system_id = hashlib.sha256(origin.system.encode()).hexdigest()
     db.execute("INSERT OR IGNORE INTO system_prompt(id, text) VALUES (?, ?)", [system_id, origin.system])
     db.execute(
-        "INSERT INTO origin VALUES (:message_id, :adapter_id, :base_id, :numeric_form, :preset, :system_id,"
+        "INSERT INTO origin(message_id, adapter_id, base_id, numeric_form, preset, system_id, temperature, top_p,"
+        " max_new_tokens, seed) VALUES (:message_id, :adapter_id, :base_id, :numeric_form, :preset, :system_id,"
         " :temperature, :top_p, :max_new_tokens, :seed)",
         {**origin.__dict__, "message_id": message_id, "system_id": system_id},
     )

@@ -9,6 +9,8 @@ StoreError               every message is one sentence a person can act on
 ├── StoreBusy            another process held the file for too long  (whoever tries again)
 ├── DiskFull             nothing was written for lack of space       (operator)
 ├── StaleGeneration      the live adapter moved meanwhile            (operator, the night)
+├── TaintedAdapter       it learned from somebody who said no since  (operator, the night)
+├── Withdrawn            what was to be learned from is so no more   (the night)
 ├── UnknownAdapter       no adapter of that name is registered       (operator, the night)
 └── NothingToRollBack    nothing was ever promoted                   (operator)
 """
@@ -51,6 +53,14 @@ class DiskFull(StoreError):
 
 class StaleGeneration(StoreError):
     """Somebody moved the live pointer after the caller read it."""
+
+
+class TaintedAdapter(StoreError):
+    """The adapter learned from somebody who has been erased or has withdrawn since."""
+
+
+class Withdrawn(StoreError):
+    """Examples were erased or withdrawn between reading them and learning from them."""
 
 
 class UnknownAdapter(StoreError):

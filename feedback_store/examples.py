@@ -1,16 +1,26 @@
-"""From judgements to what can be trained on: the queries behind pairs, demonstrations and counts."""
+"""From judgements to what can be trained on: the queries behind pairs, demonstrations and counts.
+
+What people keep from teaching is in none of them but the counts of what is stored.
+"""
 
 from collections.abc import Iterator
 
 from sqlite_utils import Database
 
 from feedback_store.connection import one_row, rows
+from feedback_store.consent import TEACHING
 from feedback_store.conversations import read_path
 from feedback_store.records import Demonstration, PreferencePair, Turn
 
-_PAIRS = """
+ANNOTATOR = """(SELECT coalesce(annotator.name, person.name) FROM person
+    LEFT JOIN annotator ON annotator.person_id = person.id WHERE person.id = {})"""
+"""What an export calls a person, given SQL for the person's id; the same in every store that the lines go through."""
+
+_PAIRS = f"""
     WITH judged(key, source, person_id, created_at, better_id, worse_id, better_text) AS (
-        SELECT 'comparison:' || id, 'comparison', person_id, chosen_at,
+        SELECT 'comparison:' || coalesce(
+                (SELECT name FROM imported WHERE kind = 'comparisons' AND row_id = comparison.id), id
+            ), 'comparison', person_id, chosen_at,
             iif(choice = 'left', left_message_id, right_message_id),
             iif(choice = 'left', right_message_id, left_message_id), NULL
         FROM comparison WHERE choice IN ('left', 'right')
@@ -26,6 +36,13 @@ _PAIRS = """
         SELECT 'rewrite:' || message_id || ':' || person_id, 'rewrite', person_id, updated_at,
             message_id, message_id, text
         FROM rewrite
+        UNION ALL
+        SELECT mine.name, 'preference', preference.person_id, created_at, chosen_message_id, rejected_message_id, NULL
+        FROM preference JOIN imported AS mine ON mine.kind = 'preferences' AND mine.row_id = preference.id
+        WHERE NOT EXISTS (  -- the comparison it was exported from may have been imported too
+            SELECT 1 FROM imported AS whole WHERE substr(mine.name, 1, 11) = 'comparison:'
+                AND whole.kind = 'comparisons' AND whole.person_id = mine.person_id
+                AND whole.name = substr(mine.name, 12))
     ), pair AS (
         SELECT key, source, person_id, judged.created_at, better_id, worse_id, better.parent_id AS prompt_id,
             better.conversation_id, coalesce(better_text, better.text) AS chosen, worse.text AS rejected,
@@ -38,8 +55,9 @@ _PAIRS = """
             AND worse_origin.system_id = better_origin.system_id
         JOIN system_prompt ON system_prompt.id = better_origin.system_id
         WHERE chosen <> rejected AND trim(chosen) <> '' AND trim(rejected) <> ''
+            AND better.conversation_id IN ({TEACHING})
     )"""
-_DEMONSTRATIONS = """
+_DEMONSTRATIONS = f"""
     SELECT 'rewrite:' || rewrite.message_id || ':' || person_id AS key, person_id, updated_at AS created_at,
         rewrite.message_id, rewrite.text AS completion, parent_id AS prompt_id, conversation_id,
         system_prompt.text AS system
@@ -47,7 +65,17 @@ _DEMONSTRATIONS = """
     JOIN message ON message.id = rewrite.message_id
     JOIN origin ON origin.message_id = rewrite.message_id
     JOIN system_prompt ON system_prompt.id = origin.system_id
-    ORDER BY created_at, key"""
+    WHERE conversation_id IN ({TEACHING})
+    UNION ALL
+    SELECT imported.name, demonstration.person_id, demonstration.created_at, demonstration.message_id, message.text,
+        parent_id, message.conversation_id, system_prompt.text
+    FROM demonstration
+    JOIN imported ON imported.kind = 'demonstrations' AND imported.row_id = demonstration.id
+    JOIN message ON message.id = demonstration.message_id
+    JOIN origin ON origin.message_id = message.id
+    JOIN system_prompt ON system_prompt.id = origin.system_id
+    WHERE message.conversation_id IN ({TEACHING})"""
+_IN_ORDER = f"ORDER BY created_at, key, {ANNOTATOR.format('example.person_id')}"
 _COUNTS = f"""{_PAIRS}
     SELECT
         (SELECT count(*) FROM vote WHERE value = 1) AS thumbs_up,
@@ -59,7 +87,10 @@ _COUNTS = f"""{_PAIRS}
         (SELECT count(*) FROM comparison WHERE choice IS NULL) AS unanswered_comparisons,
         (SELECT count(*) FROM rewrite) AS rewrites,
         (SELECT count(*) FROM pair) AS pairs,
-        (SELECT count(*) FROM rewrite) AS demonstrations,
+        (SELECT count(*) FROM rewrite JOIN message ON message.id = message_id
+            WHERE conversation_id IN ({TEACHING})) + (
+            SELECT count(*) FROM demonstration JOIN message ON message.id = message_id
+            WHERE conversation_id IN ({TEACHING})) AS demonstrations,
         (SELECT count(*) FROM person) AS people,
         (SELECT count(*) FROM conversation) AS conversations,
         (SELECT count(*) FROM message WHERE role = 'assistant') AS replies"""
@@ -77,7 +108,7 @@ def read_prompt(db: Database, system: str, message_id: str) -> tuple[Turn, ...]:
 
 def read_pairs(db: Database) -> Iterator[PreferencePair]:
     """Yield the preferences one at a time, oldest first."""
-    for row in rows(db, f"{_PAIRS} SELECT * FROM pair ORDER BY created_at, key"):
+    for row in rows(db, f"{_PAIRS} SELECT * FROM pair AS example {_IN_ORDER}"):
         rewritten = row["source"] == "rewrite"
         yield PreferencePair(
             key=row["key"],
@@ -94,7 +125,7 @@ def read_pairs(db: Database) -> Iterator[PreferencePair]:
 
 def read_demonstrations(db: Database) -> Iterator[Demonstration]:
     """Yield the rewritten replies one at a time, oldest first."""
-    for row in rows(db, _DEMONSTRATIONS):
+    for row in rows(db, f"SELECT * FROM ({_DEMONSTRATIONS}) AS example {_IN_ORDER}"):
         yield Demonstration(
             key=row["key"],
             prompt=read_prompt(db, row["system"], row["prompt_id"]),

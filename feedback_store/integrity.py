@@ -11,8 +11,9 @@ from sqlite_utils import Database
 
 from feedback_store.connection import rows
 from feedback_store.errors import BadInput, StoreDamaged, StoreError
-from feedback_store.opening import copy_database
-from feedback_store.schema import migrations
+from feedback_store.opening import copy_database, expected_schema, read_schema
+from feedback_store.schema import VERSION
+from feedback_store.sealing import find_altered
 from feedback_store.store import Store
 
 _REFERENCES = {
@@ -51,6 +52,47 @@ _REFERENCES = {
         SELECT id FROM comparison WHERE choice IS NOT (
             SELECT new FROM comparison_event WHERE comparison_id = comparison.id
             ORDER BY comparison_event.id DESC LIMIT 1)""",
+    "A rewrite, preference or demonstration is about something that is no reply.": """
+        SELECT message.id FROM (
+            SELECT message_id, person_id FROM rewrite UNION SELECT message_id, person_id FROM demonstration
+            UNION SELECT chosen_message_id, person_id FROM preference
+            UNION SELECT rejected_message_id, person_id FROM preference
+        ) AS judged JOIN message ON message.id = message_id JOIN conversation ON conversation.id = conversation_id
+        WHERE role <> 'assistant' OR conversation.person_id <> judged.person_id""",
+    "A preference is between replies to different messages.": """
+        SELECT preference.id FROM preference JOIN message AS c ON c.id = chosen_message_id
+        JOIN message AS r ON r.id = rejected_message_id
+        WHERE (c.conversation_id, c.parent_id) IS NOT (r.conversation_id, r.parent_id)""",
+    "A ranking does not hold 2 to 9 replies to its prompt in its person's conversation.": """
+        SELECT ranking.id FROM ranking JOIN conversation ON conversation.id = ranking.conversation_id
+        LEFT JOIN ranked_reply ON ranking_id = ranking.id
+        LEFT JOIN message ON message.id = message_id AND message.role = 'assistant'
+            AND message.conversation_id = conversation.id AND message.parent_id = prompt_message_id
+        GROUP BY ranking.id
+        HAVING count(message.id) NOT BETWEEN 2 AND 9 OR count(message.id) <> count(*)
+            OR conversation.person_id <> ranking.person_id OR count(DISTINCT rank) <> max(rank)""",
+    "A ranking differs from the end of its history.": """
+        SELECT id FROM ranking WHERE (none_is_good, (
+            SELECT json_group_object(message_id, rank ORDER BY position) FROM ranked_reply WHERE ranking_id = ranking.id
+        )) IS NOT (
+            SELECT none_is_good, json(ranks) FROM ranking_event WHERE ranking_id = ranking.id
+            ORDER BY ranking_event.id DESC LIMIT 1)""",
+    "A step of a vote's history does not follow the one before.": """
+        SELECT message_id FROM (
+            SELECT message_id, old, lag(new) OVER (PARTITION BY message_id, person_id ORDER BY id) AS before
+            FROM vote_event) WHERE old IS NOT before""",
+    "A step of a comparison's history does not follow the one before.": """
+        SELECT comparison_id FROM (
+            SELECT comparison_id, old, lag(new) OVER (PARTITION BY comparison_id ORDER BY id) AS before
+            FROM comparison_event) WHERE old IS NOT before""",
+    "An imported line names a row that is not there.": """
+        SELECT name FROM imported WHERE row_id NOT IN (
+            SELECT id FROM conversation UNION ALL SELECT message_id FROM vote UNION ALL SELECT id FROM comparison
+            UNION ALL SELECT id FROM ranking UNION ALL SELECT id FROM preference
+            UNION ALL SELECT id FROM demonstration)""",
+    "An imported conversation has no line it came from, or one of somebody else.": """
+        SELECT conversation.id FROM conversation LEFT JOIN imported ON imported.conversation_id = conversation.id
+        WHERE provenance = 'imported' AND imported.person_id IS NOT conversation.person_id""",
     "The live pointer is missing or differs from the end of its history.": """
         SELECT 'live' WHERE NOT EXISTS (
             SELECT 1 FROM live LEFT JOIN (SELECT * FROM live_event ORDER BY generation DESC LIMIT 1) AS last
@@ -95,7 +137,7 @@ def find_problems(db: Database) -> list[str]:
     schema = _schema_problems(db)
     if schema:
         return schema
-    return [*_key_problems(db), *_reference_problems(db), *_prompt_problems(db)]
+    return [*_altered_problems(db), *_key_problems(db), *_reference_problems(db), *_prompt_problems(db)]
 
 
 def _check(db: Database) -> None:
@@ -105,12 +147,7 @@ def _check(db: Database) -> None:
 
 
 def _schema_problems(db: Database) -> list[str]:
-    fresh = Database(memory=True, execute_plugins=False)
-    try:
-        migrations().apply(fresh)
-        expected, found = _schema(fresh), _schema(db)
-    finally:
-        fresh.close()
+    expected, found = expected_schema(VERSION), read_schema(db)
     return [
         f"The table or index {name} is not as this program made it."
         for name in sorted(expected.keys() | found.keys())
@@ -118,9 +155,9 @@ def _schema_problems(db: Database) -> list[str]:
     ]
 
 
-def _schema(db: Database) -> dict[str, str | None]:
-    sql = "SELECT name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite%' AND tbl_name <> '_sqlite_migrations'"
-    return {row["name"]: row["sql"] for row in rows(db, sql)}
+def _altered_problems(db: Database) -> list[str]:
+    sentence = "A row of {} was changed by a damaged disk or another program. ({})"
+    return [sentence.format(table, name) for table, name in find_altered(db)]
 
 
 def _key_problems(db: Database) -> list[str]:

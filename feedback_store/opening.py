@@ -12,9 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from feedback_store.connection import SQLITE_VERSION, connect, transaction, translated
+from feedback_store.connection import RESTORE, SQLITE_VERSION, connect, rows, transaction, translated
 from feedback_store.errors import NewerStore, NotOurFile, StoreBusy, StoreDamaged, StoreError
-from feedback_store.schema import APPLICATION_ID, VERSION, migrations
+from feedback_store.schema import APPLICATION_ID, STEPS, VERSION, migrations
+from feedback_store.sealing import find_altered, reseal
 
 _HEADER_BYTES = 100
 _LOCK_TIMEOUT_S = 60
@@ -34,7 +35,7 @@ def prepare(path: Path, *, create: bool) -> None:
         else:
             _check_absence(path, create=create)
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
+        with locked(path):
             if not path.exists():
                 _create(path)
             _bring_up_to_date(path)
@@ -51,7 +52,7 @@ def check_header(path: Path) -> None:
     """
     if not path.is_file():
         raise NotOurFile(f"{path} is not a file; name another folder with --home.")
-    cut_off = StoreDamaged(f"{path} is cut off; restore the latest backup in its place.")
+    cut_off = StoreDamaged(f"{path} is cut off; {RESTORE}.")
     if path.stat().st_size < _HEADER_BYTES:
         raise cut_off
     # with one of these beside it, the file may rightly lack pages; SQLite decides when it opens the file for writing
@@ -63,7 +64,7 @@ def check_header(path: Path) -> None:
             raise
         return
     if application_id != APPLICATION_ID:
-        raise NotOurFile(f"{path} belongs to another program; name another folder with --home.")
+        raise NotOurFile(f"{path} belongs to another program; name another folder with --home, or {RESTORE}.")
     if complete and path.stat().st_size < stated_bytes:  # a last page cut off would read as if it ended in zeros
         raise cut_off
     if version > VERSION:
@@ -116,7 +117,7 @@ def _read_header(path: Path) -> tuple[int, int, int]:
 
 def _newer(path: Path) -> NewerStore:
     return NewerStore(
-        f"{path} was written by a newer Nightschool; update this one, or name another folder with --home."
+        f"{path} was written by a newer Nightschool; update this one, name another folder with --home, or {RESTORE}."
     )
 
 
@@ -125,11 +126,11 @@ def _check_absence(path: Path, *, create: bool) -> None:
         raise StoreError(f"There is no database at {path}; start the app once, or name another folder with --home.")
     log = path.with_name(f"{path.name}-wal")
     if log.exists():
-        raise StoreDamaged(f"{path} is missing while {log.name} is there; put the file or a backup in its place.")
+        raise StoreDamaged(f"{path} is missing while {log.name} is there; put the file back, or {RESTORE}.")
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Let one process at a time create or migrate: sqlite-utils reads what is pending outside its transaction."""
     try:
         with FileLock(path.with_name(f"{path.name}.lock"), timeout=_LOCK_TIMEOUT_S):
@@ -145,7 +146,7 @@ def _create(path: Path) -> None:
     try:
         with translated(building), transaction(db):
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            _migrate(db)
+            migrate(db)
     finally:
         db.close()
     _put_in_place(building, path)
@@ -157,9 +158,9 @@ def _bring_up_to_date(path: Path) -> None:
         with translated(path):
             behind = _check_inside(db, path)
             if behind:
-                copy_database(db, path.with_name(f"{path.name}.before-v{VERSION}"), check=_check_pages)
+                copy_database(db, path.with_name(f"{path.name}.before-v{VERSION}"), check=check_pages)
                 with transaction(db):
-                    _migrate(db)
+                    migrate(db)
             _set_journal(db, path)
     finally:
         db.close()
@@ -167,7 +168,7 @@ def _bring_up_to_date(path: Path) -> None:
 
 def _check_inside(db: Database, path: Path) -> bool:
     """Return whether steps are pending; refuse a newer or damaged file that the header did not give away."""
-    _check_pages(db)
+    check_pages(db)
     steps = migrations()
     applied = {step.name for step in steps.applied(db)}
     pending = [step.name for step in steps.pending(db)]
@@ -175,18 +176,47 @@ def _check_inside(db: Database, path: Path) -> bool:
     if version > VERSION or len(applied) + len(pending) > VERSION:
         raise _newer(path)
     if version != len(applied):
-        raise StoreDamaged(f"{path} holds another schema than its header says; restore the latest backup in its place.")
+        raise StoreDamaged(f"{path} holds another schema than its header says; {RESTORE}.")
+    expected, found = expected_schema(len(applied)), read_schema(db)
+    if any(found.get(name) != sql for name, sql in expected.items()):  # what somebody added is verify's business
+        raise StoreDamaged(f"{path} holds tables that this program did not make; {RESTORE}.")
     return bool(pending)
 
 
-def _check_pages(db: Database) -> None:
-    if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+def check_pages(db: Database) -> None:
+    """Refuse a file with broken pages, broken rules of its tables, or rows that name others which are not there.
+
+    Raises:
+        StoreDamaged: what is read from it, and what is written to it, could not be trusted.
+    """
+    pages = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if pages != "ok" or db.execute("PRAGMA foreign_key_check").fetchone():
         path = db.execute("PRAGMA database_list").fetchone()[2]
-        raise StoreDamaged(f"{path} is damaged; restore the latest backup in its place.")
+        raise StoreDamaged(f"{path} is damaged; {RESTORE}.")
 
 
-def _migrate(db: Database) -> None:
+def expected_schema(version: int) -> dict[str, str | None]:
+    """Return the SQL of every table and index after so many steps, by name."""
+    fresh = Database(memory=True, execute_plugins=False)
+    try:
+        later = next((step.__name__ for step in STEPS[version:]), None)
+        migrations().apply(fresh, stop_before=later)
+        return read_schema(fresh)
+    finally:
+        fresh.close()
+
+
+def read_schema(db: Database) -> dict[str, str | None]:
+    """Return the SQL of every table and index in the file, by name."""
+    sql = "SELECT name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite%' AND tbl_name <> '_sqlite_migrations'"
+    return {row["name"]: row["sql"] for row in rows(db, sql)}
+
+
+def migrate(db: Database) -> None:
+    """Apply the pending steps inside the transaction that is open; rows that did not fit their hash stay so."""
+    altered = set(find_altered(db))
     migrations().apply(db)
+    reseal(db, altered)
     db.execute(f"PRAGMA user_version={VERSION}")
 
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
 Role = Literal["operator", "member"]
+Teach = Literal["on", "off", "unanswered"]
+"""Whether a person's chats may teach the assistant; unanswered means off."""
 PersonKind = Literal["owner", "account", "simulated", "imported"]
 ConversationKind = Literal["chat", "compare"]
 Speaker = Literal["user", "assistant"]
@@ -17,7 +19,7 @@ Choice = Literal["left", "right", "tie", "both-bad"]
 RunState = Literal["running", "done", "crashed"]
 Outcome = Literal["promoted", "refused", "skipped", "failed"]
 AdapterState = Literal["ready", "refused", "retired"]
-PairSource = Literal["comparison", "thumbs", "rewrite"]
+PairSource = Literal["comparison", "thumbs", "rewrite", "preference"]
 
 REASONS_UP = ("correct", "clear", "complete", "right_tone", "other")
 REASONS_DOWN = ("wrong", "unclear", "too_long", "ignored_instruction", "told_the_answer", "bad_tone", "other")
@@ -25,7 +27,12 @@ REASONS_DOWN = ("wrong", "unclear", "too_long", "ignored_instruction", "told_the
 
 def utc_now() -> str:
     """Return this moment the way the store writes it."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return as_text(datetime.now(UTC))
+
+
+def as_text(moment: datetime) -> str:
+    """Return a moment, which must know its time zone, the way the store writes it."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Turn(TypedDict):
@@ -43,6 +50,8 @@ class Person:
     name: str
     role: Role
     kind: PersonKind
+    disabled: bool = False
+    teach: Teach = "unanswered"
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Replies to one prompt put in order by one person; the last order counts."""
+
+    id: str
+    person_id: int
+    conversation_id: str
+    prompt_message_id: str
+    ranks: Mapping[str, int]
+    """By message id, in the order shown; 1 is best, equal is a tie, no gaps."""
+    none_is_good: bool
+    version: int
+    ranked_at: str
+
+
+@dataclass(frozen=True)
 class Rewrite:
     """What a person would have answered instead of a reply."""
 
@@ -179,7 +203,16 @@ class LiveMove:
     generation: int
     adapter_id: str | None
     at: str
-    why: Literal["promote", "rollback"]
+    why: Literal["promote", "rollback", "withdrawn"]
+    """Withdrawn: a tainted adapter gave way to the base."""
+
+
+@dataclass(frozen=True)
+class TrainItem:
+    """One example that a run learns from: whose it is, and the replies it is made of."""
+
+    person_id: int
+    message_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -211,3 +244,22 @@ class Demonstration:
     created_at: str
     ids: tuple[str, ...]
     """The reply that was rewritten."""
+
+
+@dataclass(frozen=True)
+class RankedReplies:
+    """Two to nine replies to a prompt with the ranks that one person gave them."""
+
+    key: str
+    prompt: tuple[Turn, ...]
+    completions: tuple[str, ...]
+    """In the order shown."""
+    ranks: tuple[int, ...]
+    """One a completion; 1 is best, equal is a tie."""
+    none_is_good: bool
+    """Even the best is not worth imitating."""
+    person_id: int
+    conversation_id: str
+    created_at: str
+    ids: tuple[str, ...]
+    """The replies, one a completion."""

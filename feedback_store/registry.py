@@ -6,7 +6,8 @@ transaction, so at every moment it names one registered adapter or the bare base
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,8 @@ from feedback_store.checks import check_choice, check_key, check_text, to_json
 from feedback_store.connection import Connections, Row, one_row, rows
 from feedback_store.errors import BadInput, NothingToRollBack, StaleGeneration, StoreError, UnknownAdapter
 from feedback_store.processes import boot_id, is_alive, process_start
-from feedback_store.records import Adapter, AdapterState, Live, LiveMove, Outcome, Run, utc_now
+from feedback_store.records import Adapter, AdapterState, Live, LiveMove, Outcome, Run, TrainItem, utc_now
+from feedback_store.taint import check_untainted, is_overdue, read_taint, record_items
 
 OUTCOMES: tuple[Outcome, ...] = ("promoted", "refused", "skipped", "failed")
 _NO_METRICS: Mapping[str, Any] = MappingProxyType({})
@@ -67,12 +69,17 @@ def _read_live(db: Database) -> Live:
 def _move(db: Database, before: Live, adapter_id: str | None, why: str) -> Live:
     if adapter_id is not None and _find_adapter(db, adapter_id).state != "ready":
         raise BadInput(f"Adapter {adapter_id} was refused or retired; promote one that is ready.")
+    if adapter_id is not None:
+        check_untainted(db, adapter_id)
     generation = before.generation + 1
     db.execute(
         "UPDATE live SET adapter_id = ?, previous_id = ?, generation = ? WHERE slot = 'chat'",
         [adapter_id, before.adapter_id, generation],
     )
-    db.execute("INSERT INTO live_event VALUES (?, ?, ?, ?)", [generation, adapter_id, utc_now(), why])
+    db.execute(
+        "INSERT INTO live_event(generation, adapter_id, at, why) VALUES (?, ?, ?, ?)",
+        [generation, adapter_id, utc_now(), why],
+    )
     return _read_live(db)
 
 
@@ -164,6 +171,38 @@ class Registry:
                 )
         return dead
 
+    def record_training(self, run_id: str, items: Iterable[TrainItem]) -> int:
+        """Store what a run is about to learn from, before it does; return how many replies that is.
+
+        Raises:
+            BadInput: there is no such run.
+            Withdrawn: some of it was erased or withdrawn after it was read; nothing is stored.
+        """
+        with self._connections.write() as db:
+            _find_run(db, run_id)
+            return record_items(db, run_id, items)
+
+    def tainted(self, adapter_id: str) -> tuple[str, ...]:
+        """Return why an adapter may not be used any more, one sentence a reason; empty when it may."""
+        with self._connections.read() as db:
+            return read_taint(db, adapter_id)[1]
+
+    def retire_tainted(self, nights: int = 3, now: datetime | None = None) -> Live | None:
+        """Let the base take over from a live adapter that stayed tainted for too long.
+
+        Args:
+            nights: so many runs that began and ended since, or so many days, whichever comes first.
+            now: the moment to count from, UTC.
+
+        Returns:
+            Where the live pointer stands now; None when it stayed where it was.
+        """
+        with self._connections.write() as db:
+            live = _read_live(db)
+            if live.adapter_id is None or not is_overdue(db, live.adapter_id, nights, now):
+                return None
+            return _move(db, live, None, "withdrawn")
+
     def register_adapter(
         self,
         adapter_id: str,
@@ -245,12 +284,15 @@ class Registry:
             StaleGeneration: somebody moved it meanwhile; their decision would be undone unseen.
             UnknownAdapter: it is not registered.
             BadInput: it was refused or retired.
+            TaintedAdapter: it learned from somebody who has been erased or has withdrawn since.
         """
         with self._connections.write() as db:
             before = _read_live(db)
             if before.generation != expected_generation:
                 raise StaleGeneration("The live adapter was changed meanwhile; look at it again, then decide.")
             if before.adapter_id == adapter_id:
+                if adapter_id is not None:
+                    check_untainted(db, adapter_id)
                 return before
             return _move(db, before, adapter_id, "promote")
 
@@ -260,6 +302,7 @@ class Registry:
         Raises:
             NothingToRollBack: nothing was ever promoted.
             BadInput: what was live before has been retired since.
+            TaintedAdapter: it learned from somebody who has been erased or has withdrawn since.
         """
         with self._connections.write() as db:
             before = _read_live(db)

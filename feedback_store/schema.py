@@ -210,12 +210,202 @@ def create_comparisons(db: Database) -> None:
     db.execute("CREATE INDEX comparison_event_comparison ON comparison_event(comparison_id)")
 
 
+def create_accounts(db: Database) -> None:
+    """Add passwords, and the sessions and API tokens that stand for them; of tokens only the SHA-256 is stored."""
+    db.execute("ALTER TABLE person ADD COLUMN disabled_at TEXT")
+    db.execute("""
+        CREATE TABLE credential(
+            person_id INTEGER PRIMARY KEY REFERENCES person(id) ON DELETE CASCADE,
+            password_hash TEXT NOT NULL,
+            changed_at TEXT NOT NULL
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE access(
+            token_hash TEXT PRIMARY KEY,
+            person_id INTEGER NOT NULL REFERENCES person(id) ON DELETE CASCADE,
+            kind TEXT NOT NULL CHECK (kind IN ('session', 'api')),
+            label TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            seen_at TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("CREATE INDEX access_person ON access(person_id)")
+
+
+def add_consent(db: Database) -> None:
+    """Add whether chats may teach the assistant: asked of people who log in, on for the local owner and made-up ones.
+
+    A conversation's own answer stands before its person's.
+    """
+    db.execute(
+        "ALTER TABLE person ADD COLUMN teach TEXT NOT NULL DEFAULT 'unanswered'"
+        " CHECK (teach IN ('on', 'off', 'unanswered'))"
+    )
+    db.execute("ALTER TABLE person ADD COLUMN teach_at TEXT")
+    db.execute("UPDATE person SET teach = 'on', teach_at = created_at WHERE kind <> 'account'")
+    db.execute("ALTER TABLE conversation ADD COLUMN teach TEXT CHECK (teach IN ('on', 'off'))")
+    db.execute("ALTER TABLE conversation ADD COLUMN teach_at TEXT")
+
+
+def add_training_record(db: Database) -> None:
+    """Add what each run learned from, and which runs learned from somebody erased since.
+
+    Neither says anything about an erased person. Moves of the live pointer get the reason `withdrawn`: a tainted
+    adapter gave way to the base.
+    """
+    db.execute("""
+        CREATE TABLE train_item(
+            id INTEGER PRIMARY KEY,
+            run_id TEXT NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+            person_id INTEGER NOT NULL REFERENCES person(id) ON DELETE CASCADE,
+            message_id TEXT REFERENCES message(id) ON DELETE SET NULL,
+            UNIQUE (run_id, person_id, message_id)
+        ) STRICT""")
+    db.execute("CREATE INDEX train_item_person ON train_item(person_id)")
+    db.execute("CREATE INDEX train_item_message ON train_item(message_id)")
+    db.execute("""
+        CREATE TABLE run_erasure(
+            id INTEGER PRIMARY KEY,
+            run_id TEXT NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+            at TEXT NOT NULL
+        ) STRICT""")
+    db.execute("CREATE INDEX run_erasure_run ON run_erasure(run_id)")
+    db.execute("ALTER TABLE live_event RENAME TO live_event_old")
+    db.execute("""
+        CREATE TABLE live_event(
+            generation INTEGER PRIMARY KEY,
+            adapter_id TEXT REFERENCES adapter(id),
+            at TEXT NOT NULL,
+            why TEXT NOT NULL CHECK (why IN ('promote', 'rollback', 'withdrawn'))
+        ) STRICT""")
+    db.execute("INSERT INTO live_event SELECT generation, adapter_id, at, why FROM live_event_old")
+    db.execute("DROP TABLE live_event_old")
+
+
+def add_rankings(db: Database) -> None:
+    """Add replies to one prompt put in order, with their history; equal ranks are ties, 1 is best.
+
+    `position` is the order in which they were shown. Replacing a ranking keeps the old one as an event.
+    """
+    db.execute("""
+        CREATE TABLE ranking(
+            seq INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            person_id INTEGER NOT NULL REFERENCES person(id) ON DELETE CASCADE,
+            conversation_id TEXT NOT NULL REFERENCES conversation(id) ON DELETE CASCADE,
+            prompt_message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            none_is_good INTEGER NOT NULL CHECK (none_is_good IN (0, 1)),
+            version INTEGER NOT NULL CHECK (version >= 1),
+            ranked_at TEXT NOT NULL
+        ) STRICT""")
+    for column in ("person_id", "conversation_id", "prompt_message_id"):
+        db.execute(f"CREATE INDEX ranking_{column} ON ranking({column})")
+    db.execute("""
+        CREATE TABLE ranked_reply(
+            ranking_id TEXT NOT NULL REFERENCES ranking(id) ON DELETE CASCADE,
+            message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            position INTEGER NOT NULL CHECK (position BETWEEN 0 AND 8),
+            rank INTEGER NOT NULL CHECK (rank BETWEEN 1 AND 9),
+            PRIMARY KEY (ranking_id, message_id)
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("CREATE INDEX ranked_reply_message ON ranked_reply(message_id)")
+    db.execute("""
+        CREATE TABLE ranking_event(
+            id INTEGER PRIMARY KEY,
+            ranking_id TEXT NOT NULL REFERENCES ranking(id) ON DELETE CASCADE,
+            ranks TEXT NOT NULL CHECK (json_valid(ranks)),
+            none_is_good INTEGER NOT NULL CHECK (none_is_good IN (0, 1)),
+            at TEXT NOT NULL
+        ) STRICT""")
+    db.execute("CREATE INDEX ranking_event_ranking ON ranking_event(ranking_id)")
+
+
+def add_imports(db: Database) -> None:
+    """Add what came from files: under which names there, from which file, and two kinds that no page produces.
+
+    A preference has no sides and a demonstration no original, so they are neither comparisons nor rewrites.
+    """
+    db.execute(
+        "ALTER TABLE conversation ADD COLUMN provenance TEXT NOT NULL DEFAULT 'local'"
+        " CHECK (provenance IN ('local', 'imported'))"
+    )
+    db.execute("""
+        CREATE TABLE annotator(
+            person_id INTEGER PRIMARY KEY REFERENCES person(id) ON DELETE CASCADE,
+            name TEXT NOT NULL UNIQUE  -- as the file has it; the person's own name may differ
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE import_file(
+            id INTEGER PRIMARY KEY,
+            sha256 TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            format TEXT NOT NULL,
+            at TEXT NOT NULL
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE imported(
+            kind TEXT NOT NULL,
+            person_id INTEGER NOT NULL REFERENCES person(id) ON DELETE CASCADE,
+            name TEXT NOT NULL,  -- the line's id
+            row_id TEXT NOT NULL,  -- the id of the row it became
+            conversation_id TEXT NOT NULL REFERENCES conversation(id) ON DELETE CASCADE,
+            content_hash TEXT NOT NULL,
+            file_id INTEGER NOT NULL REFERENCES import_file(id),
+            PRIMARY KEY (kind, person_id, name)
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("CREATE UNIQUE INDEX imported_row ON imported(kind, row_id)")
+    for column in ("person_id", "conversation_id", "file_id"):
+        db.execute(f"CREATE INDEX imported_{column} ON imported({column})")
+    db.execute("""
+        CREATE TABLE preference(
+            id TEXT PRIMARY KEY,
+            person_id INTEGER NOT NULL REFERENCES person(id) ON DELETE CASCADE,
+            chosen_message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            rejected_message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            created_at TEXT NOT NULL,
+            CHECK (chosen_message_id <> rejected_message_id)
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("""
+        CREATE TABLE demonstration(
+            id TEXT PRIMARY KEY,
+            person_id INTEGER NOT NULL REFERENCES person(id) ON DELETE CASCADE,
+            message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            created_at TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID""")
+    for table, column in (
+        ("preference", "person_id"),
+        ("preference", "chosen_message_id"),
+        ("preference", "rejected_message_id"),
+        ("demonstration", "person_id"),
+        ("demonstration", "message_id"),
+    ):
+        db.execute(f"CREATE INDEX {table}_{column} ON {table}({column})")
+
+
+def add_row_hashes(db: Database) -> None:
+    """Add a hash to every row that somebody said, judged or decided; a later table gets one by naming the column so.
+
+    Who opens the file for writing keeps the hashes (sealing.py); the migration fills in those of older rows.
+    """
+    for table in (
+        *("run", "adapter", "live", "live_event", "person", "credential", "conversation", "message", "system_prompt"),
+        *("origin", "vote", "vote_event", "rewrite", "comparison", "comparison_event", "ranking", "ranked_reply"),
+        *("ranking_event", "annotator", "import_file", "imported", "preference", "demonstration"),
+    ):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN row_hash BLOB")
+
+
 STEPS: tuple[Callable[[Database], None], ...] = (
     create_registry,
     create_people,
     create_conversations,
     create_votes,
     create_comparisons,
+    create_accounts,
+    add_consent,
+    add_training_record,
+    add_rankings,
+    add_imports,
+    add_row_hashes,
 )
 VERSION = len(STEPS)
 

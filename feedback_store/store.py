@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from feedback_store.accounts import Accounts
 from feedback_store.connection import Connections
+from feedback_store.consent import Consent
 from feedback_store.conversations import Conversations
 from feedback_store.opening import prepare
 from feedback_store.people import People
 from feedback_store.registry import Registry
+from feedback_store.sessions import Sessions
 from feedback_store.votes import Votes
 
 
@@ -17,6 +20,9 @@ class Store:
         self.connections = connections
         self.path = connections.path
         self.people = People(connections)
+        self.accounts = Accounts(connections)
+        self.sessions = Sessions(connections)
+        self.consent = Consent(connections)
         self.conversations = Conversations(connections)
         self.votes = Votes(connections)
         self.registry = Registry(connections)

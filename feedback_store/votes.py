@@ -5,11 +5,11 @@ A judgement names replies by id only; text, prompt and settings always come from
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sqlite_utils import Database
 
-from feedback_store import examples
+from feedback_store import examples, rankings
 from feedback_store.checks import MAX_COMMENT_CHARS, check_choice, check_text, to_json
 from feedback_store.connection import Connections, Row, one_row, rows
 from feedback_store.conversations import own_message
@@ -22,6 +22,8 @@ from feedback_store.records import (
     Demonstration,
     Message,
     PreferencePair,
+    RankedReplies,
+    Ranking,
     Rewrite,
     Vote,
     utc_now,
@@ -193,6 +195,34 @@ class Votes:
         with self._connections.read() as db:
             return [_comparison(row) for row in rows(db, sql, [person_id, limit])]
 
+    def rank(
+        self, prompt_message_id: str, person_id: int, ranks: Mapping[str, int], none_is_good: bool = False
+    ) -> Ranking:
+        """Store the order in which a person puts 2 to 9 replies to one message; the last order counts.
+
+        Args:
+            ranks: by message id, in the order shown; 1 is best, equal ranks are ties.
+            none_is_good: even the best is not worth imitating; the order still counts.
+
+        Raises:
+            NotYours: the message or a reply is absent or in somebody else's conversation.
+            BadInput: a reply is not finished or answers another message, or a rank is not allowed.
+        """
+        checked = rankings.check_ranks(ranks)
+        with self._connections.write() as db:
+            prompt = own_message(db, prompt_message_id, person_id)
+            for message_id in checked:
+                if _finished_reply(db, message_id, person_id).parent_id != prompt.id:
+                    raise BadInput("A ranking needs replies to one and the same message.")
+            return rankings.rank_replies(
+                db, (prompt.conversation_id, prompt.id), person_id, checked, bool(none_is_good)
+            )
+
+    def get_ranking(self, prompt_message_id: str, person_id: int) -> Ranking | None:
+        """Return the order in which a person put the replies to a message."""
+        with self._connections.read() as db:
+            return rankings.find_ranking(db, prompt_message_id, person_id)
+
     def rewrite(self, message_id: str, person_id: int, text: str) -> Rewrite:
         """Store what the person would have answered; the last text counts.
 
@@ -204,7 +234,7 @@ class Votes:
         with self._connections.write() as db:
             _finished_reply(db, message_id, person_id)
             db.execute(
-                "INSERT INTO rewrite VALUES (?, ?, ?, ?)"
+                "INSERT INTO rewrite(message_id, person_id, text, updated_at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET text = excluded.text, updated_at = excluded.updated_at"
                 " WHERE text <> excluded.text",
                 [message_id, person_id, text, utc_now()],
@@ -233,6 +263,14 @@ class Votes:
         with self._connections.snapshot() as db:
             yield from examples.read_demonstrations(db)
 
+    def rankings(self) -> Iterator[RankedReplies]:
+        """Yield every ranking with its prompt and replies, oldest first, as they are at the first step.
+
+        Left out: replies under different system prompts, because they answered different prompts.
+        """
+        with self._connections.snapshot() as db:
+            yield from rankings.read_rankings(db)
+
     def counts(self) -> dict[str, int]:
         """Return how much of everything there is, all counted at the same moment."""
         with self._connections.read() as db:
@@ -260,7 +298,8 @@ def _write_vote(
     )
     if not same:
         db.execute(
-            "INSERT INTO vote VALUES (?, ?, ?, ?, ?, 1, ?) ON CONFLICT DO UPDATE SET value = excluded.value,"
+            "INSERT INTO vote(message_id, person_id, value, reasons, comment, version, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, 1, ?) ON CONFLICT DO UPDATE SET value = excluded.value,"
             " reasons = excluded.reasons, comment = excluded.comment, version = version + 1,"
             " updated_at = excluded.updated_at",
             [message_id, person_id, value, stored, comment, now],

@@ -13,6 +13,7 @@ from feedback_store.integrity import backup, verify
 from feedback_store.store import Store, open_store
 from tests.test_store_world import ask, fill
 
+VOTE = "message_id, person_id, value, reasons, comment, version, updated_at"
 DAMAGE = {
     "A row of message names a row of conversation": "DELETE FROM conversation",
     "A row of origin names a row of system_prompt": "DELETE FROM system_prompt",
@@ -111,8 +112,8 @@ def test_a_backup_of_a_damaged_store_is_refused_and_removed(store: Store, tmp_pa
 @pytest.mark.parametrize(
     "nonsense",
     [
-        "INSERT INTO vote VALUES ((SELECT id FROM message LIMIT 1), 1, 2, '[]', '', 1, '')",
-        "INSERT INTO vote VALUES ('nobody', 1, 1, '[]', '', 1, '')",
+        f"INSERT INTO vote({VOTE}) VALUES ((SELECT id FROM message LIMIT 1), 1, 2, '[]', '', 1, '')",
+        f"INSERT INTO vote({VOTE}) VALUES ('nobody', 1, 1, '[]', '', 1, '')",
         "UPDATE vote SET reasons = 'no json'",
         "UPDATE vote SET value = 'up'",
         "UPDATE message SET state = 'streaming' WHERE role = 'user'",
@@ -121,7 +122,7 @@ def test_a_backup_of_a_damaged_store_is_refused_and_removed(store: Store, tmp_pa
         "UPDATE comparison SET choice = NULL",
         "UPDATE comparison SET right_message_id = left_message_id",
         "UPDATE live SET adapter_id = 'nobody'",
-        "INSERT INTO live VALUES ('other', NULL, NULL, 0)",
+        "INSERT INTO live(slot, generation) VALUES ('other', 0)",
         "DELETE FROM adapter",
         "INSERT INTO person(name, role, kind, created_at) VALUES ('second-owner', 'operator', 'owner', '')",
     ],

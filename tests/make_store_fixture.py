@@ -1,0 +1,40 @@
+"""Make the database of this program's version, for later ones to migrate: `python -m tests.make_store_fixture`.
+
+Run it once whenever the tables changed, before a release; a fixture that exists is never made anew. The file is kept
+packed, for most of it is empty pages.
+"""
+
+import gzip
+import sys
+import tempfile
+from pathlib import Path
+
+from feedback_store.schema import VERSION
+from feedback_store.store import open_store
+from tests.test_store_world import ORIGIN, answer, ask, fill
+
+FOLDER = Path(__file__).parent / "fixtures"
+
+
+def make(folder: Path = FOLDER) -> Path:
+    """Write the fixture of this version and return its path."""
+    target = folder / f"store-v{VERSION}.db.gz"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "nightschool.db"
+        store = open_store(path)
+        fill(store)
+        person = store.people.add("ada").id
+        question = ask(store, "Why is the sky blue? 밤", person)
+        for text, value in (("Light scatters.", 1), ("It just is.", -1), ("Ask me later.", 0)):
+            store.votes.rate(answer(store, question, text, person).id, person, value)
+        store.conversations.begin_reply(question.id, person, ORIGIN)
+        store.close()
+        folder.mkdir(exist_ok=True)
+        target.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    return target
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{make()}\n")
