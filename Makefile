@@ -5,7 +5,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
-QUICK := not model and not browser and not slow and not gpu
+QUICK := not model and not browser and not long and not slow and not gpu
 
 .PHONY: setup chat test test-quick test-slow check format rehearsal nightly
 

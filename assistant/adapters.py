@@ -114,8 +114,8 @@ def verify_adapter(folder: Path, base_id: str) -> AdapterInfo:
         AdapterDamaged: a file is absent, altered, or a link: PEFT would load it and answer nonsense.
         AdapterForOtherBase: trained on other weights; PEFT would load that too.
     """
-    name = folder.name
-    if not (folder / MANIFEST).is_file():
+    name = folder.name[:80]
+    if len(folder.name) > 80 or not (folder / MANIFEST).is_file():
         raise AdapterMissing(f"There is no adapter {name}. List them with: python -m finetune adapters")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())

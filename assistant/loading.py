@@ -20,7 +20,7 @@ import transformers
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from assistant.errors import ModelUnavailable
+from assistant.errors import ModelUnavailable, SettingsError
 from assistant.lora import AdapterBank
 from assistant.quantize import RowLimit, exchange_for_integers
 from assistant.settings import Quantization, Settings
@@ -195,11 +195,22 @@ def _converted(gguf: Path, cache_dir: Path, name: str) -> Base:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache_dir / "models" / f"gguf-{digest}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_writable(folder.parent)
         with FileLock(folder.parent / ".lock"):  # the app and a night may both be the first
             if not folder.is_dir():
                 _convert(gguf, folder, name)
     return Base(folder, f"gguf-{digest}", name)
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"{folder} cannot be written ({error.strerror}). Choose another home with --home or NIGHTSCHOOL_HOME."
+        ) from error
 
 
 def _convert(gguf: Path, folder: Path, name: str) -> None:
@@ -219,7 +230,9 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
         AutoTokenizer.from_pretrained(**where, local_files_only=True).save_pretrained(temporary)
         os.replace(temporary, folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelUnavailable(f"The file {gguf} cannot be converted: {error}. Choose another model.") from error
+        raise ModelUnavailable(
+            f"The file {gguf} cannot be converted: {str(error).rstrip('.')}. Choose another model."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -64,7 +64,9 @@ class NightSettings(BaseModel):
 class Settings(BaseSettings):
     """Everything configurable, and the folders under the home."""
 
-    model_config = SettingsConfigDict(env_prefix="NIGHTSCHOOL_", env_nested_delimiter="__", extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="NIGHTSCHOOL_", env_nested_delimiter="__", env_ignore_empty=True, extra="forbid"
+    )
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("nightschool", appauthor=False)))
     model: str = "embedded"
     """`embedded`, a hub id, a folder, or a .gguf file."""
@@ -113,7 +115,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: arguments, environment, settings.toml."""
-        home = init_settings().get("home") or os.environ.get("NIGHTSCHOOL_HOME")
+        home = init_settings().get("home") or os.environ.get("NIGHTSCHOOL_HOME")  # empty is unset
         toml = Path(home or platformdirs.user_data_dir("nightschool", appauthor=False)) / "settings.toml"
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=toml)
 
@@ -128,6 +130,12 @@ def load_settings(home: Path | str | None = None) -> Settings:
         SettingsError: a value cannot be used; names the first one, so that a typo never
             silently falls back to a default.
     """
+    known = set(Settings.model_fields) | {"test_cache"}
+    for name in (name.removeprefix("NIGHTSCHOOL_") for name in os.environ if name.startswith("NIGHTSCHOOL_")):
+        if name.split("__")[0].lower() not in known:
+            raise SettingsError(
+                f"There is no setting NIGHTSCHOOL_{name}. Correct its name; docs/operating.md lists them."
+            )
     try:
         return Settings(home=Path(home).expanduser().absolute()) if home else Settings()
     except ValidationError as error:

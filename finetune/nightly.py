@@ -25,7 +25,7 @@ from assistant.loading import Base, resolve_base
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StaleGeneration, StoreError
-from feedback_store.records import Live, Outcome
+from feedback_store.records import Live, Outcome, TrainItem
 from finetune.collect import NightData, Votes, collect_votes, divide_votes, write_manifest
 from finetune.errors import FinetuneError
 from finetune.examples import Method
@@ -86,6 +86,7 @@ def run_nightly(
     try:
         with FileLock(settings.home / "night.lock", timeout=0):
             store.registry.mark_crashed_runs()
+            store.registry.retire_tainted()
             return _run_locked(settings, store, method, progress)
     except Timeout:
         return NightResult("already-running", None, None, ("Another night is running in this home already.",))
@@ -129,6 +130,8 @@ def _night(night: _Night, now: datetime) -> NightResult:
         return _finish(night, "skipped", reason)
     base = resolve_base(settings)
     _freeze(night, data, base)
+    items = [TrainItem(int(example.person), example.ids) for example in (*data.train, *data.heldout)]
+    night.store.registry.record_training(night.run_id, items)
     live = night.store.registry.live()
     made = train_and_write(base, settings, data.train, settings.adapters_dir, night.run_id, night.progress)
     _note_training(night, made)
@@ -154,7 +157,7 @@ def _too_little(votes: Votes, data: NightData, method: Method, min_votes: int) -
     if usable < min_votes:
         missing = min_votes - usable
         kinds = {"auto": "votes", "sft": "rewrites", "dpo": "choices"}[method]
-        return f"There are {usable} usable {kinds} and a night needs {min_votes}: {missing} are missing."
+        return f"A night needs {min_votes} usable {kinds} and has {usable}: {missing} are missing."
     if not data.heldout or not data.train:
         return (
             "The votes cannot be divided into a part to learn from and a part to examine with, because they "

@@ -68,7 +68,7 @@ def encoded(count: int, seed: int = 0, pairs: bool = True, demonstrated: bool = 
 
 def fill_store(store: Store, questions: Sequence[str], person: str = "", chosen: str = "What is asked?") -> None:
     """Let a person compare two replies to each question, in conversations of their own; the first one is chosen."""
-    who = store.people.add(person) if person else store.people.owner()
+    who = store.people.add(person, kind="simulated") if person else store.people.owner()
     origin = Origin(None, "tiny", "bf16", "plain", "Be brief.", 0.7, 0.95, 64, 0)
     for number, question in enumerate(questions):
         talk = store.conversations.start(who.id, kind="compare")

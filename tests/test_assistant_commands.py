@@ -106,3 +106,49 @@ def test_chat_ends_with_its_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert main(["chat", "--adapter", "base"]) == 0
     out = capsys.readouterr().out
     assert "You said: hello" in out and "You said: bye" in out
+
+
+def test_a_misspelt_setting_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_MODLE", "embedded")
+    assert main(["ask", "hello"]) == 1
+    assert "NIGHTSCHOOL_MODLE" in capsys.readouterr().err
+
+
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty NIGHTSCHOOL_HOME once made the current folder the home."""
+    from assistant.settings import load_settings
+
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", "")
+    monkeypatch.setenv("NIGHTSCHOOL_MODEL", "")
+    assert load_settings().home != Path() and load_settings().model == "embedded"
+
+
+def test_an_unreadable_store_is_no_reason_to_answer_as_the_base(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home.mkdir()
+    (home / "nightschool.db").write_bytes(b"not a database" * 400)
+    assert main(["ask", "hello"]) == 1
+    assert "--adapter base" in capsys.readouterr().err
+    assert main(["ask", "hello", "--adapter", "base"]) == 0
+
+
+def test_an_adapter_name_of_any_length_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.tiny import save_tiny
+
+    monkeypatch.setenv("NIGHTSCHOOL_ENGINE", "local")
+    monkeypatch.setenv("NIGHTSCHOOL_MODEL", str(save_tiny(tmp_path / "tiny")))
+    assert main(["ask", "hello", "--adapter", "x" * 300]) == 1
+    assert "no adapter" in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> None:
+    from assistant.errors import SettingsError
+    from assistant.loading import resolve_base
+    from assistant.settings import load_settings
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    settings = load_settings().model_copy(update={"model": str(tmp_path / "some.gguf"), "cache": tmp_path / "file"})
+    with pytest.raises(SettingsError, match="Choose another home"):
+        resolve_base(settings)

@@ -84,6 +84,7 @@ def test_rows_under_different_adapters_each_equal_their_adapter_alone(tmp_path: 
     assert alone == together and len(set(alone)) == 3
 
 
+@pytest.mark.long
 def test_a_reply_under_way_finishes_on_its_adapter_while_another_begins(tmp_path: Path) -> None:
     settings = load_settings()
     one, two = (random_adapter(settings.adapters_dir, seed).id for seed in (1, 2))

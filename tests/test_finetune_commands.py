@@ -83,6 +83,7 @@ def vote(home: Path, questions: int, start: int = 0) -> None:
     store.close()
 
 
+@pytest.mark.long
 def test_a_day_at_the_operators_desk(tiny: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)  # a random model may loop
     vote(tiny, 20)
@@ -113,6 +114,7 @@ def test_a_night_with_too_few_votes_is_skipped_and_done(tiny: Path, run: Runner)
     assert "7 are missing" in run.text("nightly")
 
 
+@pytest.mark.long
 def test_train_writes_an_adapter_that_evaluate_takes(tiny: Path, tmp_path: Path, run: Runner) -> None:
     data = preferences(tmp_path / "data.jsonl")
     trained = run.json("train", "--method", "dpo", "--data", str(data), "--out", str(tmp_path / "out"))

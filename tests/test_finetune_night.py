@@ -20,6 +20,8 @@ from finetune.nightly import NightResult, hours_until_due, run_nightly
 from tests.finetune_support import fill_store, tiny_settings
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.long
+
 QUESTIONS = [f"How much is {n} and {n + 1}?" for n in range(30)]
 
 

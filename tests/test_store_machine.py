@@ -365,6 +365,7 @@ def empty(tmp_path: Path) -> Iterator[Path]:
     yield store.path
 
 
+@pytest.mark.long
 def test_whatever_people_do_the_store_agrees_with_the_model(empty: Path) -> None:
     run_state_machine_as_test(
         Life,
