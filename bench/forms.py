@@ -1,4 +1,4 @@
-"""Decode and prompt speed of the served forms, side by side: python bench/forms.py [--runs 3]
+"""Decode and prompt speed of the served forms, side by side: python -m bench.forms [--runs 3]
 
 Prints a Markdown table; docs/serving.md holds the last one. Each form is loaded as the app loads it.
 """
