@@ -186,6 +186,82 @@ def test_refusals_are_sentences_and_lose_nothing(browser: Browser, address: str,
     page.context.close()
 
 
+def test_a_message_is_shown_as_typed(browser: Browser, address: str) -> None:
+    typed = "How do I close a <div> in __init__.py?\n# heading\n    $$x$$\n\n```\t&lt;"
+    visitor = Visitor(browser, address)
+    page = visitor.open()
+    visitor.send(typed)
+    eventually(lambda: "You said" in visitor.reply(), "no reply came")
+    visitor.settle()
+    assert page.locator("#chat .user.message").inner_text().strip() == typed
+    assert visitor.errors == []
+    page.context.close()
+
+
+def test_enter_while_a_reply_is_written_is_answered_and_keeps_the_text(
+    browser: Browser, address: str, store: Store
+) -> None:
+    visitor = Visitor(browser, address)
+    page = visitor.open()
+    visitor.send(LONGER)
+    eventually(lambda: "word1" in visitor.reply(), "the reply never began")
+    visitor.send("too early")
+    visitor.told("A reply is still being written.")
+    assert page.input_value("#message textarea") == "too early"
+    page.click("#stop")
+    visitor.settle()
+    assert page.input_value("#message textarea") == "too early"
+    page.context.close()
+
+
+def test_what_is_typed_survives_thumbs_and_refusals(browser: Browser, address: str, store: Store) -> None:
+    visitor = Visitor(browser, address)
+    page = visitor.open()
+    page.get_by_label("Socratic tutor").first.check(force=True)
+    visitor.send("one")
+    eventually(lambda: "one" in visitor.reply(), "no reply came")
+    visitor.settle()
+    page.click("#open-rewrite")
+    page.fill("#rewrite-text textarea", " ")
+    page.click("#rewrite-save")
+    visitor.told("empty")
+    page.fill("#rewrite-text textarea", "My own words")
+    page.dblclick("#vote-up")
+    visitor.told("Your vote is saved.")
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(300)  # the second click's answer comes after the first one's
+    page.fill("#vote-comment textarea, #vote-comment input", "not saved yet")
+    page.click("#vote-down")
+    expect(page.get_by_label("Told the answer")).to_be_attached()
+    assert page.input_value("#vote-comment textarea, #vote-comment input") == "not saved yet"
+    page.click("#open-rewrite")
+    expect(page.locator("#composer")).to_be_in_viewport(ratio=1)
+    page.wait_for_load_state("networkidle")
+    assert page.input_value("#rewrite-text textarea") == "My own words"
+    visitor.open()
+    expect(page.locator("#preset label.selected")).to_have_text("Socratic tutor")
+    page.context.close()
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_versions_and_retry_stand_on_one_line(browser: Browser, address: str, phone: bool) -> None:
+    visitor = Visitor(browser, address, phone=phone)
+    page = visitor.open()
+    visitor.send("one")
+    eventually(lambda: "one" in visitor.reply(), "no reply came")
+    visitor.settle()
+    page.click("#retry")
+    expect(page.locator("#version")).to_contain_text("2 of 2")
+    boxes = [
+        page.locator(place).bounding_box() for place in ("#version-before", "#version", "#version-after", "#retry")
+    ]
+    middles = [box["y"] + box["height"] / 2 for box in boxes if box]
+    assert len(middles) == 4
+    assert max(middles) - min(middles) < 6
+    assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= (390 if phone else 1280) for box in boxes)
+    page.context.close()
+
+
 def test_closing_the_tab_keeps_what_was_written(browser: Browser, address: str, store: Store) -> None:
     visitor = Visitor(browser, address)
     visitor.open()
@@ -258,6 +334,7 @@ def test_a_message_sent_right_after_new_conversation_begins_one(browser: Browser
     eventually(lambda: "first" in visitor.reply(), "no reply came")
     visitor.settle()
     page.evaluate("document.querySelector('#new-conversation').click()")
+    page.wait_for_timeout(300)  # nobody types faster
     visitor.send("second")
     eventually(lambda: "second" in visitor.reply(), "no reply came")
     visitor.settle()

@@ -9,7 +9,7 @@ from assistant.engine import Reply
 from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
 from assistant.fake import FakeEngine
 from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, socratic_script
-from ui.chat import View, bubbles
+from ui.chat import View, bubbles, close_fence
 from ui.texts import ENGLISH
 
 LONG = " ".join(f"word{number}" for number in range(40))
@@ -75,6 +75,28 @@ def test_stop_keeps_the_partial_text(make: Make) -> None:
     assert views[-1].path[-1].state == "stopped"
     assert len(views[-1].path[-1].text) < len(LONG)
     assert ENGLISH.note_stopped in bubbles(views[-1].path, ENGLISH)[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        ("no code", "no code"),
+        ("```py\nx = 1", "```py\nx = 1\n```"),
+        ("```py\nx\n```\nend", "```py\nx\n```\nend"),
+        ("~~~~\n~~~", "~~~~\n~~~\n~~~~"),
+        ("- ```\n  x", "- ```\n  x\n  ```"),
+    ],
+)
+def test_a_note_stands_outside_of_code_that_broke_off(text: str, closed: str) -> None:
+    assert close_fence(text) == closed
+
+
+def test_a_conversation_opens_with_the_preset_of_its_last_reply(make: Make) -> None:
+    world = make()
+    first = ask(world, preset="socratic")
+    ask(world)
+    assert world.chat.open(first.conversation_id).preset == "socratic"
+    assert world.chat.open().preset == "plain"
 
 
 def test_a_closed_tab_keeps_the_partial_text_and_frees_the_model(make: Make) -> None:

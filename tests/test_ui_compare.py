@@ -124,3 +124,15 @@ def test_an_unanswered_comparison_is_there_after_a_reload(world: World) -> None:
     world.engine.script = fixed_script("one", "two")
     shown = ask(world)
     assert world.compare.open() == shown
+
+
+def test_an_unanswered_comparison_can_be_reopened_and_answered_later(world: World) -> None:
+    world.engine.script = fixed_script("one", "two")
+    first, second = ask(world, "first"), ask(world, "second")
+    assert world.compare.unanswered() == [("second", second.key), ("first", first.key)]
+    assert world.compare.reopen(first.key) == first
+    world.compare.choose(first.key, "tie")
+    assert world.compare.unanswered() == [("second", second.key)]
+    assert world.compare.past() == [("first", "tie")]
+    for key in (None, "no-such-id"):
+        assert world.compare.reopen(key).notice == ENGLISH.reload_page

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from feedback_store.records import Vote
@@ -34,11 +35,30 @@ def test_a_thumb_can_be_given_changed_and_taken_back(world: World, shown: str) -
     assert world.votes.thumb("", shown, 1).notice == ENGLISH.vote_saved
     assert stored(world, shown).value == 1
     assert world.votes.thumb("", shown, -1).value == -1
-    assert world.votes.thumb("", shown, -1).notice == ENGLISH.vote_retracted
+    assert world.votes.retract("", shown).notice == ENGLISH.vote_retracted
     assert stored(world, shown).value == 0
+
+
+def test_a_double_click_on_a_thumb_leaves_the_vote_as_it_is(world: World, shown: str) -> None:
     world.votes.thumb("", shown, 1)
-    world.votes.retract("", shown)
-    assert stored(world, shown).value == 0
+    world.votes.explain("", shown, ["clear"], "why")
+    assert world.votes.thumb("", shown, 1).notice == ENGLISH.vote_saved
+    vote = stored(world, shown)
+    assert (vote.value, vote.reasons, vote.comment) == (1, ("clear",), "why")
+
+
+def test_a_comment_that_was_not_saved_survives_the_other_thumb(world: World, shown: str) -> None:
+    world.votes.thumb("", shown, 1)
+    assert world.votes.thumb(shown, shown, -1, "typed").comment == "typed"
+    assert world.votes.liked(shown, 3, True, shown, "typed again").comment == "typed again"
+    assert world.votes.liked(shown, 1, True, shown, "about the other one").comment == ""
+
+
+def test_what_is_typed_as_a_better_answer_survives_a_thumb_and_a_refusal(world: World, shown: str) -> None:
+    refused = world.votes.rewrite("", shown, " ")
+    assert refused.refused
+    for panel in (refused, world.votes.thumb("", shown, 1)):
+        assert panel_updates(panel, ENGLISH, writing=None)[-2:] == [gr.skip(), gr.skip()]
 
 
 def test_reasons_and_comment_belong_to_the_side_of_the_vote(world: World, shown: str) -> None:

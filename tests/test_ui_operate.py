@@ -1,12 +1,15 @@
 """The operate page: counts, nights, adapters; it reads run folders and never writes them."""
 
+import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.ui_support import World, make_world, play
 from ui.nights import Nights
@@ -28,6 +31,36 @@ def add_run(world: World, run_id: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def night(world: World) -> Iterator[None]:
+    """A night under way holds the lock."""
+    with FileLock(world.settings.home / "night.lock"):
+        yield
+
+
+def add_adapter(world: World, adapter_id: str, base_id: str = "fake") -> Path:
+    """Write a folder that is whole and register it."""
+    folder = world.settings.adapters_dir / adapter_id
+    folder.mkdir(parents=True)
+    config = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": b"tensors"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"id": adapter_id, "base_id": base_id, "run_id": "r", "created_at": "2026-11-20", "sha256": sums}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    world.store.registry.register_adapter(adapter_id, base_id)
+    return folder
+
+
+def damage(folder: Path) -> None:
+    """Flip one bit of the tensors."""
+    path = folder / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def test_the_page_says_how_many_votes_are_missing(world: World) -> None:
     assert "30 more until a night can train." in world.operate.votes_html()
     shown = play(world.chat.ask("hello", "plain", ""))[-1].shown
@@ -36,7 +69,7 @@ def test_the_page_says_how_many_votes_are_missing(world: World) -> None:
 
 
 def test_promotion_and_rollback_move_the_pointer(world: World) -> None:
-    world.store.registry.register_adapter("night-1", "fake")
+    add_adapter(world, "night-1")
     generation = world.operate.generation()
     assert "night-1 answers from the next message on" in world.operate.promote("night-1", generation)
     assert world.store.registry.live().adapter_id == "night-1"
@@ -44,6 +77,34 @@ def test_promotion_and_rollback_move_the_pointer(world: World) -> None:
     assert world.store.registry.live().adapter_id == "night-1"
     assert "Base model answers" in world.operate.roll_back()
     assert world.store.registry.live().adapter_id is None
+
+
+def test_a_damaged_or_foreign_adapter_goes_live_neither_way(world: World) -> None:
+    first, second = add_adapter(world, "night-1"), add_adapter(world, "night-2")
+    add_adapter(world, "elsewhere", "another-base")
+    world.operate.promote("night-1", "0")
+    damage(second)
+    before = world.store.registry.live()
+    assert "The adapter night-2 is damaged" in world.operate.promote("night-2", world.operate.generation())
+    assert "trained on another model" in world.operate.promote("elsewhere", world.operate.generation())
+    assert world.store.registry.live() == before
+    world.operate.promote("base", world.operate.generation())
+    damage(first)
+    before = world.store.registry.live()
+    assert "The adapter night-1 is damaged" in world.operate.roll_back()
+    assert world.store.registry.live() == before
+
+
+def test_a_night_that_was_killed_stands_in_nobodys_way(world: World) -> None:
+    script = (
+        "import sys; from feedback_store import open_store;"
+        "open_store(sys.argv[1]).registry.start_run('20261120T213000Z-dead')"
+    )
+    subprocess.run([sys.executable, "-c", script, str(world.settings.database_path)], check=True)
+    assert world.store.registry.get_run("20261120T213000Z-dead").state == "running"
+    assert not world.operate.working()
+    assert world.store.registry.get_run("20261120T213000Z-dead").state == "crashed"
+    assert "crashed" in world.operate.runs_html()
 
 
 def test_what_cannot_be_promoted_gets_a_sentence(world: World) -> None:
@@ -55,7 +116,7 @@ def test_what_cannot_be_promoted_gets_a_sentence(world: World) -> None:
     assert world.operate.adapters() == ([("Base model", "base")], "base")
 
 
-def test_a_night_under_way_shows_its_progress(world: World) -> None:
+def test_a_night_under_way_shows_its_progress(world: World, night: None) -> None:
     folder = add_run(world, "20261120T213000Z-abcd")
     lines = [{"phase": "train", "step": step, "total": 40, "seconds": 1.0, "eta_s": 90.0} for step in (9, 10)]
     (folder / "progress.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"phase": "tr')
@@ -75,11 +136,13 @@ def test_a_finished_night_shows_its_gate_and_plots_and_escapes_them(world: World
     assert "<i>worse" not in shown
     assert "0.8123" in shown
     assert ">passed<" in shown
+    assert "<p class='muted'>n</p>" in shown
+    assert "The limit is what" in shown
     assert "/plots/20261120T213000Z-abcd/loss.png" in shown
     assert not world.operate.working()
 
 
-def test_a_damaged_or_missing_report_leaves_the_page_whole(world: World) -> None:
+def test_a_damaged_or_missing_report_leaves_the_page_whole(world: World, night: None) -> None:
     folder = add_run(world, "20261120T213000Z-abcd")
     assert world.operate.night_html()
     for text in ("{", "[]", '{"gate": 3}', '{"gate": [1, {}]}'):

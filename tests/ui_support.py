@@ -68,7 +68,7 @@ def make_world(home: Path, engine: FakeEngine | None = None) -> World:
         ChatDesk(replies, store, settings, ENGLISH),
         FeedbackDesk(store, ENGLISH),
         CompareDesk(replies, store, settings, ENGLISH),
-        OperateDesk(store, nights, settings, ENGLISH),
+        OperateDesk(store, nights, settings, engine.base_id, ENGLISH),
         nights,
     )
 

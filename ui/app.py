@@ -45,7 +45,7 @@ def build_app(engine: Engine, store: Store, settings: Settings) -> FastAPI:
     add_plain_routes(app, nights)
     # English last: its mount at / takes every path that is left.
     for texts, path in ((KOREAN, "/ko"), (ENGLISH, "/")):
-        mount_page(app, build_page(replies, store, nights, settings, texts), path, settings.home)
+        mount_page(app, build_page(replies, store, nights, settings, engine.base_id, texts), path, settings.home)
     app.add_middleware(Guard)
     # Gradio adds no CORS headers of its own once the parent has this; with them it would trust any origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
@@ -84,7 +84,9 @@ def mount_page(app: FastAPI, page: gr.Blocks, path: str, home: Path) -> None:
     page.has_launched = True
 
 
-def build_page(replies: Replies, store: Store, nights: Nights, settings: Settings, texts: Texts) -> gr.Blocks:
+def build_page(
+    replies: Replies, store: Store, nights: Nights, settings: Settings, base_id: str, texts: Texts
+) -> gr.Blocks:
     """Lay out and wire the page of one language."""
     chat_desk = ChatDesk(replies, store, settings, texts)
     votes = FeedbackDesk(store, texts)
@@ -102,7 +104,7 @@ def build_page(replies: Replies, store: Store, nights: Nights, settings: Setting
                 operate = build_operate(texts)
         chat_page, chat_outputs = wire_chat(chat, new, conversations, tabs, chat_desk, votes, store, texts)
         compare_page = wire_compare(compare, CompareDesk(replies, store, settings, texts), texts)
-        wire_operate(operate, operate_tab, OperateDesk(store, nights, settings, texts))
+        wire_operate(operate, operate_tab, OperateDesk(store, nights, settings, base_id, texts))
 
         def fill(conversation_id: str) -> list[Any]:
             return [*chat_page.open(conversation_id), *compare_page.open()]

@@ -4,6 +4,7 @@ The browser sends ids and choices; who said what comes from the database. `shown
 on screen: the path from it up to the root is the page.
 """
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -18,18 +19,20 @@ from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import Message, Vote
-from ui.events import SHORT
+from ui.events import MAX_TYPED, SHORT
 from ui.feedback import FeedbackDesk, FeedbackParts, Panel, build_feedback, build_vote_bar, notice_update, panel_updates
 from ui.history import history_update
 from ui.replies import Draft, Replies
 from ui.texts import Texts
 
 CURSOR = " ▍"
+FENCE = re.compile(r"(\s*(?:(?:[-*+]|\d+[.)])\s+)*)(`{3,}|~{3,})")
 REMEMBER_JS = "(id) => { history.replaceState(null, '', id ? '?c=' + id : location.pathname); }"
 # On a phone the list covers the page: it is closed at the start and once a conversation is chosen.
 CLOSE_SIDEBAR_JS = """() => {
   if (window.innerWidth < 768) document.querySelector('#sidebar.open .toggle-button')?.click();
 }"""
+LEAVE_JS = "(shown) => [shown, '']"
 ASKED_JS = f"() => {{ ({CLOSE_SIDEBAR_JS})(); return new URLSearchParams(location.search).get('c') || ''; }}"
 
 
@@ -46,6 +49,13 @@ class View:
     """Text for the message box; None leaves it as the person has it."""
     version: int = 1
     versions: int = 1
+    gone: bool = False
+    """Nobody looks at this any more; the page stays as it is."""
+
+    @property
+    def preset(self) -> str:
+        """The preset of the last reply on screen, or nothing."""
+        return next((message.origin.preset for message in reversed(self.path) if message.origin), "")
 
     @property
     def shown(self) -> str:
@@ -121,6 +131,15 @@ class ChatDesk:
         """Stop the reply on screen; its partial text is kept."""
         self._replies.stop(shown)
 
+    def leave(self, shown: str) -> None:
+        """Stop the reply on screen because its reader goes elsewhere."""
+        if self.writing(shown):
+            self._replies.leave(shown)
+
+    def writing(self, shown: str) -> bool:
+        """Whether the reply on screen is being written."""
+        return bool(shown) and self._replies.text_so_far(shown) is not None
+
     def turn(self, shown: str, step: int) -> View:
         """Show the version before (-1) or after (+1) of the last reply."""
         path = self._own_path(shown)
@@ -133,7 +152,7 @@ class ChatDesk:
             return self._texts.empty_message
         if len(text) > self._max_chars:
             return self._texts.too_long.format(chars=len(text), limit=self._max_chars)
-        if shown and self._replies.text_so_far(shown) is not None:
+        if self.writing(shown):
             return self._texts.still_writing
         return ""
 
@@ -160,11 +179,16 @@ class ChatDesk:
         clear = None if typed is None else ""
         try:
             async for text in draft.reply.snapshots():
+                if self._replies.is_left(draft):
+                    continue  # the page shows something else by now
                 path = (*before.path, replace(draft.message, text=text + CURSOR))
                 yield replace(before, path=path, votes=(*before.votes, None), busy=True, keep=clear)
                 clear = None
         finally:
             self._replies.close(draft)
+        if self._replies.is_left(draft):
+            yield View(gone=True)  # the framework sends the last view once more at the end: it must change nothing
+            return
         yield replace(self.at(draft.message.id), notice=self._told(draft))
 
     def _told(self, draft: Draft) -> str:
@@ -212,9 +236,29 @@ def bubbles(path: Sequence[Message], texts: Texts) -> list[dict[str, Any]]:
     shown = []
     for message in path:
         note = notes.get(message.state, "") if message.role == "assistant" else ""
-        content = f"{message.text}\n\n*{note}*" if note else message.text
+        text = as_typed(message.text) if message.role == "user" else message.text
+        content = f"{close_fence(text)}\n\n*{note}*" if note else text
         shown.append({"role": message.role, "content": content})
     return shown
+
+
+def as_typed(text: str) -> str:
+    """What a person wrote, for a component that renders Markdown: nothing in it is markup, and every space stays."""
+    # On one line, since the component takes common indentation away.
+    kept = Texts.escape(text).replace("\n", "&#10;").replace("\t", "&#9;")
+    return f"<pre class='typed'>{kept}</pre>"
+
+
+def close_fence(text: str) -> str:
+    """End a block of code that a reply broke off in, so that what follows stands outside of it."""
+    fence, indent = "", 0
+    for line in text.splitlines():
+        found = FENCE.match(line)
+        if not fence and found:
+            fence, indent = found[2], len(found[1])
+        elif fence and not line.strip().strip(fence[0]) and len(line.strip()) >= len(fence):
+            fence = ""
+    return f"{text}\n{' ' * indent}{fence}" if fence else text
 
 
 def preset_choices(texts: Texts) -> list[tuple[str, str]]:
@@ -228,6 +272,8 @@ class ChatParts:
 
     chatbot: gr.Chatbot
     shown: gr.Textbox
+    left: gr.Textbox
+    """Id of the message that was on screen when its reader went elsewhere."""
     notice: gr.HTML
     preset: gr.Radio
     box: gr.Textbox
@@ -249,6 +295,7 @@ def build_chat(texts: Texts) -> ChatParts:
         allow_tags=False, container=False,
     )  # fmt: skip
     shown = gr.Textbox(visible=False, elem_id="shown")
+    left = gr.Textbox(visible=False, elem_id="left")
     with gr.Row(elem_id="under-reply"):
         bar = build_vote_bar(texts)
         with gr.Row(visible=False, elem_id="reply-actions") as actions:
@@ -266,13 +313,15 @@ def build_chat(texts: Texts) -> ChatParts:
         with gr.Row(equal_height=False, elem_classes="tight"):
             box = gr.Textbox(
                 placeholder=texts.message_placeholder, label=texts.message_label, show_label=False, lines=1,
-                max_lines=8, elem_id="message", container=False, autofocus=True, scale=8,
+                max_lines=8, elem_id="message", container=False, autofocus=True, scale=8, max_length=MAX_TYPED,
             )  # fmt: skip
             send = gr.Button(texts.send, variant="primary", elem_id="send", size="md", min_width=80, scale=0)
             stop = gr.Button(
                 texts.stop, variant="stop", elem_id="stop", size="md", min_width=80, scale=0, visible=False
             )
-    return ChatParts(chatbot, shown, notice, preset, box, send, stop, actions, retry, before, version, after, feedback)
+    return ChatParts(
+        chatbot, shown, left, notice, preset, box, send, stop, actions, retry, before, version, after, feedback
+    )
 
 
 class ChatPage:
@@ -284,8 +333,8 @@ class ChatPage:
         self._store = store
         self._texts = texts
 
-    def updates(self, view: View) -> list[Any]:
-        """Fill every output of the chat page."""
+    def updates(self, view: View, preset: str = "") -> list[Any]:
+        """Fill every output of the chat page; the preset only when one is given."""
         texts, ended = self._texts, bool(view.path) and not view.busy
         panel = self._votes.panel("", view.shown) if ended else Panel()
         return [
@@ -301,6 +350,7 @@ class ChatPage:
                 visible=view.versions > 1, value=texts.version.format(version=view.version, versions=view.versions)
             ),
             gr.update(visible=view.versions > 1, interactive=view.version < view.versions),
+            preset or gr.skip(),
             *panel_updates(panel, texts),
             history_update(self._store, texts, view.conversation_id),
         ]
@@ -314,7 +364,9 @@ class ChatPage:
         async with aclosing(views):
             last, size = None, 0
             async for view in views:
-                if last and last.busy and view.busy:
+                if view.gone:
+                    yield [gr.skip()] * size
+                elif last and last.busy and view.busy:
                     yield self.growing(view, size)
                 else:
                     updates = self.updates(view)
@@ -334,13 +386,20 @@ class ChatPage:
             async for page in pages:
                 yield page
 
-    def open(self, conversation_id: str | None) -> list[Any]:
-        """Show a conversation, or the latest."""
-        return self.updates(self._desk.open(conversation_id or ""))
+    def too_early(self, shown: str) -> Any:
+        """Say why a message is not sent while the reply on screen is being written; its text stays in the box."""
+        return notice_update(self._texts.still_writing) if self._desk.writing(shown) else gr.skip()
 
-    def new(self) -> list[Any]:
-        """Show an empty page; the conversation begins in the store with its first message."""
-        return self.updates(View(keep=""))
+    def open(self, conversation_id: str | None, shown: str = "") -> list[Any]:
+        """Leave what is shown for a conversation, or for the latest."""
+        self._desk.leave(shown)
+        view = self._desk.open(conversation_id or "")
+        return self.updates(view, view.preset if view.preset in PRESETS else "")
+
+    def new(self, shown: str) -> list[Any]:
+        """Leave what is shown for an empty page; the conversation begins in the store with its first message."""
+        self._desk.leave(shown)
+        return self.updates(View())
 
     def tab(self) -> gr.Tabs:
         """Bring the chat to the front."""
@@ -353,12 +412,13 @@ class ChatPage:
         except StoreError as error:
             return self.updates(replace(self._desk.open(), notice=self._texts.error(error)))
 
-    def liked(self, shown: str, event: gr.LikeData) -> list[Any]:
+    def liked(self, selected: str, shown: str, comment: str, event: gr.LikeData) -> list[Any]:
         """Take a click on the Chatbot's own thumbs."""
-        return self.vote(self._votes.liked(shown, event.index, event.liked), shown)
+        panel = self._votes.liked(shown, event.index, event.liked, selected, comment)
+        return self.vote(panel, shown, writing=None if panel.selected == selected else False)
 
-    def vote(self, panel: Panel, shown: str, writing: bool = False) -> list[Any]:
-        """Fill the vote panel, the Chatbot's thumbs and the notice."""
+    def vote(self, panel: Panel, shown: str, writing: bool | None = None) -> list[Any]:
+        """Fill the vote panel, the Chatbot's thumbs and the notice; a better answer being written stays."""
         view = self._desk.at(shown) if shown else View()
         return [
             gr.update(feedback_value=list(view.votes)),
@@ -375,24 +435,26 @@ def wire_chat(
     page = ChatPage(desk, votes, store, texts)
     outputs = [
         parts.chatbot, parts.shown, parts.notice, parts.box, parts.send, parts.stop, parts.actions, parts.before,
-        parts.version, parts.after, *parts.feedback.outputs, conversations,
+        parts.version, parts.after, parts.preset, *parts.feedback.outputs, conversations,
     ]  # fmt: skip
     streamed: dict[str, Any] = {
         "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, "trigger_mode": "once",
     }  # fmt: skip
     sent = [parts.box.submit, parts.send.click]
-    asked = gr.on(sent, page.ask, [parts.box, parts.preset, parts.shown], outputs, **streamed)
-    retried = parts.retry.click(page.retry, [parts.preset, parts.shown], outputs, **streamed)
+    gr.on(sent, page.ask, [parts.box, parts.preset, parts.shown], outputs, **streamed)
+    # An event of its own: the browser drops a second `ask` while one runs, and would tell the person nothing.
+    parts.box.submit(page.too_early, [parts.shown], [parts.notice], **SHORT)
+    parts.retry.click(page.retry, [parts.preset, parts.shown], outputs, **streamed)
     parts.stop.click(desk.stop, [parts.shown], None, **SHORT)
     parts.before.click(partial(page.turn, step=-1), [parts.shown], outputs, **SHORT)
     parts.after.click(partial(page.turn, step=1), [parts.shown], outputs, **SHORT)
     to_chat: dict[str, Any] = {"fn": page.tab, "outputs": tabs, "js": CLOSE_SIDEBAR_JS, **SHORT}
-    # Leaving a conversation stops the reply being written there, which would otherwise go on filling this page.
-    leaves: dict[str, Any] = {"cancels": [asked, retried], **SHORT}
-    # At once in the browser, too: a message typed before the answer comes must not land in the old conversation.
-    new.click(None, None, [parts.shown], js="() => ''", api_visibility="private")
-    new.click(page.new, None, outputs, **leaves).then(**to_chat)
-    conversations.input(page.open, [conversations], outputs, **leaves).then(**to_chat)
+    # Leaving a conversation stops the reply being written there. Not by `cancels`: that cancels by session and
+    # function, and so may hit the message that is sent next.
+    # First in the browser, at once: a message sent before the answer comes must not land in the old conversation.
+    leaves = new.click(None, [parts.shown], [parts.left, parts.shown], js=LEAVE_JS, api_visibility="private")
+    leaves.then(page.new, [parts.left], outputs, **SHORT).then(**to_chat)
+    conversations.input(page.open, [conversations, parts.shown], outputs, **SHORT).then(**to_chat)
     # The address names the conversation, so that a reload shows the same one and each tab its own.
     conversations.change(None, [conversations], None, js=REMEMBER_JS, api_visibility="private")
     wire_votes(parts, page, votes)
@@ -408,7 +470,7 @@ def wire_votes(parts: ChatParts, page: ChatPage, votes: FeedbackDesk) -> None:
     ordered = {**SHORT, "trigger_mode": "always_last"}
 
     def thumb(value: int) -> Any:
-        return lambda selected, shown: page.vote(votes.thumb(selected, shown, value), shown)
+        return lambda selected, shown, typed: page.vote(votes.thumb(selected, shown, value, typed), shown)
 
     def explain(selected: str, shown: str, reasons: list[str], comment: str) -> list[Any]:
         return page.vote(votes.explain(selected, shown, reasons, comment), shown)
@@ -416,21 +478,25 @@ def wire_votes(parts: ChatParts, page: ChatPage, votes: FeedbackDesk) -> None:
     def retract(selected: str, shown: str) -> list[Any]:
         return page.vote(votes.retract(selected, shown), shown)
 
-    def open_rewrite(selected: str, shown: str) -> list[Any]:
-        return page.vote(votes.panel(selected, shown), shown, writing=True)
+    def open_rewrite(selected: str, shown: str, text: str) -> list[Any]:
+        panel = votes.panel(selected, shown)
+        # A closed panel holds the stored answer or nothing: anything else is being written.
+        return page.vote(replace(panel, rewrite=text if text.strip() else panel.rewrite), shown, writing=True)
 
     def rewrite(selected: str, shown: str, text: str) -> list[Any]:
-        return page.vote(votes.rewrite(selected, shown, text), shown)
+        panel = votes.rewrite(selected, shown, text)
+        return page.vote(panel, shown, writing=None if panel.refused else False)
 
     def give_reasons(selected: str, shown: str, reasons: list[str], comment: str) -> Any:
         return notice_update(votes.explain(selected, shown, reasons, comment).notice)
 
-    panel.bar.up.click(thumb(1), chosen, outputs, **ordered)
-    panel.bar.down.click(thumb(-1), chosen, outputs, **ordered)
-    parts.chatbot.like(page.liked, [parts.shown], outputs, **ordered)
+    typed = [*chosen, panel.comment]
+    panel.bar.up.click(thumb(1), typed, outputs, **ordered)
+    panel.bar.down.click(thumb(-1), typed, outputs, **ordered)
+    parts.chatbot.like(page.liked, typed, outputs, **ordered)
     explained = [*chosen, panel.reasons, panel.comment]
     panel.reasons.input(give_reasons, explained, [parts.notice], **ordered)
     gr.on([panel.save.click, panel.comment.submit], explain, explained, outputs, **ordered)
     panel.retract.click(retract, chosen, outputs, **ordered)
-    panel.bar.open_rewrite.click(open_rewrite, chosen, outputs, **ordered)
+    panel.bar.open_rewrite.click(open_rewrite, [*chosen, panel.rewrite], outputs, **ordered)
     panel.save_rewrite.click(rewrite, [*chosen, panel.rewrite], outputs, **ordered)

@@ -19,13 +19,14 @@ from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import Choice, Comparison, Message
-from ui.events import SHORT
+from ui.events import MAX_TYPED, SHORT
 from ui.feedback import notice_update, origin_line
 from ui.replies import Draft, Replies
 from ui.texts import Texts
 
 CURSOR = " ▍"
 POLL_S = 1 / 12
+RECENT = 50
 SHOWN_CHOICES: tuple[Choice, ...] = ("left", "tie", "both-bad", "right")
 Stage = Literal["empty", "running", "choosing", "chosen"]
 
@@ -91,6 +92,13 @@ class CompareDesk:
                         yield shown
         yield self._offer(question, drafts)
 
+    def reopen(self, key: str | None) -> Round:
+        """Show one of the latest comparisons again."""
+        for comparison in self._store.votes.comparisons(self._store.people.owner().id, limit=RECENT):
+            if comparison.id == key:
+                return self._round(comparison)
+        return replace(self.open(), notice=self._texts.reload_page)
+
     def stop(self, key: str) -> None:
         """Stop both replies."""
         self._replies.stop(key)
@@ -141,12 +149,17 @@ class CompareDesk:
         return replace(shown, stage="chosen", choice=comparison.choice, revealed=revealed)
 
     def past(self) -> list[tuple[str, str]]:
-        """Prompts and choices of the latest comparisons, newest first."""
-        rows: list[tuple[str, str]] = []
-        for comparison in self._store.votes.comparisons(self._store.people.owner().id, limit=10):
-            prompt = self._store.conversations.path_to(comparison.prompt_message_id)[-1].text
-            rows.append((prompt, comparison.choice or ""))
-        return rows
+        """Prompts and choices of the latest comparisons that were answered, newest first."""
+        latest = self._store.votes.comparisons(self._store.people.owner().id, limit=10)
+        return [(self._prompt(comparison), comparison.choice) for comparison in latest if comparison.choice]
+
+    def unanswered(self) -> list[tuple[str, str]]:
+        """Prompts and ids of the latest comparisons that still want a choice, newest first."""
+        latest = self._store.votes.comparisons(self._store.people.owner().id, limit=RECENT)
+        return [(self._prompt(comparison)[:120], comparison.id) for comparison in latest if not comparison.choice]
+
+    def _prompt(self, comparison: Comparison) -> str:
+        return self._store.conversations.path_to(comparison.prompt_message_id)[-1].text
 
 
 def swap_sides() -> bool:
@@ -198,6 +211,7 @@ class CompareParts:
     choices: tuple[gr.Button, ...]
     verdict: gr.HTML
     next: gr.Button
+    unanswered: gr.Radio
     past: gr.HTML
 
     @property
@@ -205,7 +219,8 @@ class CompareParts:
         """Components that a round fills."""
         return [
             self.key, self.box, self.ask, self.stop, self.notice, self.prompt, self.arena, self.left, self.right,
-            self.left_name, self.right_name, self.choosing, *self.choices, self.verdict, self.next, self.past,
+            self.left_name, self.right_name, self.choosing, *self.choices, self.verdict, self.next, self.unanswered,
+            self.past,
         ]  # fmt: skip
 
 
@@ -221,7 +236,7 @@ def build_compare(texts: Texts, presets: list[tuple[str, str]]) -> CompareParts:
         with gr.Row(elem_classes="tight"):
             box = gr.Textbox(
                 placeholder=texts.compare_placeholder, label=texts.message_label, show_label=False, lines=1,
-                max_lines=8, elem_id="compare-message", container=False, scale=8,
+                max_lines=8, elem_id="compare-message", container=False, scale=8, max_length=MAX_TYPED,
             )  # fmt: skip
             ask = gr.Button(
                 texts.compare_button, variant="primary", elem_id="compare-ask", size="md", min_width=80, scale=0
@@ -255,10 +270,13 @@ def build_compare(texts: Texts, presets: list[tuple[str, str]]) -> CompareParts:
                 scale=0,
                 visible=False,
             )
+    unanswered = gr.Radio(
+        [], label=texts.reopen_comparison, elem_id="unanswered", elem_classes="titles", container=False, visible=False
+    )
     past = gr.HTML(elem_id="past-comparisons")
     return CompareParts(
         key, box, preset, ask, stop, notice, prompt, arena, left, right, left_name, right_name, choosing, choices,
-        verdict, following, past,
+        verdict, following, unanswered, past,
     )  # fmt: skip
 
 
@@ -298,8 +316,19 @@ class ComparePage:
             *[gr.update(interactive=shown.stage == "choosing") for _ in SHOWN_CHOICES],
             f"<strong>{texts.escape(verdict)}</strong>" if verdict else "",
             gr.update(visible=shown.stage == "chosen"),
+            self._unanswered(shown),
             gr.skip() if running else past_html(self._desk.past(), texts),
         ]
+
+    def _unanswered(self, shown: Round) -> Any:
+        if shown.stage == "running":  # its end would push away what was chosen meanwhile
+            return gr.update(visible=False)
+        waiting = [(prompt, key) for prompt, key in self._desk.unanswered() if key != shown.key]
+        return gr.update(choices=waiting, value=None, visible=bool(waiting))
+
+    def reopen(self, key: str | None) -> list[Any]:
+        """Show a comparison that was left without a choice."""
+        return self.updates(self._desk.reopen(key))
 
     def open(self) -> list[Any]:
         """Fill the page at load."""
@@ -343,4 +372,5 @@ def wire_compare(parts: CompareParts, desk: CompareDesk, texts: Texts) -> Compar
     for choice, button in zip(SHOWN_CHOICES, parts.choices, strict=True):
         button.click(partial(page.choose, choice=choice), [parts.key], parts.outputs, **SHORT)
     parts.next.click(page.next, None, parts.outputs, **SHORT)
+    parts.unanswered.input(page.reopen, [parts.unanswered], parts.outputs, **SHORT)
     return page

@@ -6,3 +6,7 @@ from typing import Any, Final
 # Handlers that answer at once go straight through, not through the queue: an event that joins the queue while the
 # stream of the one before it is being closed waits until a third event comes.
 SHORT: Final[Mapping[str, Any]] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+# Far above every setting for a message's length, so that the server's sentence names the limit; far below the limit on
+# a request's body, which the framework can only tell as an error of its own.
+MAX_TYPED: Final = 200_000

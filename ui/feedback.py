@@ -12,6 +12,7 @@ import gradio as gr
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import REASONS_DOWN, REASONS_UP, Message
+from ui.events import MAX_TYPED
 from ui.texts import Texts
 
 
@@ -28,6 +29,8 @@ class Panel:
     comment: str = ""
     rewrite: str = ""
     notice: str = ""
+    refused: bool = False
+    """Whether what was typed could not be stored and must stay."""
 
     @property
     def selected(self) -> str:
@@ -62,11 +65,15 @@ class FeedbackDesk:
         described = Panel(reply, place, len(replies), rewrite=rewrite.text if rewrite else "")
         return replace(described, value=vote.value, reasons=vote.reasons, comment=vote.comment) if vote else described
 
-    def thumb(self, selected: str, shown: str, value: int) -> Panel:
-        """Vote up (1) or down (-1); the vote that stands already is taken back. Reasons of the other side go."""
+    def thumb(self, selected: str, shown: str, value: int, comment: str | None = None) -> Panel:
+        """Vote up (1) or down (-1); a vote that stands already stays, since a double click is no change of mind.
+
+        Args:
+            comment: what is typed, saved or not; None keeps what is stored. Reasons of the other side go.
+        """
         panel = self.panel(selected, shown)
-        wanted = 0 if panel.value == value else value
-        return self._rate(panel, shown, wanted, (), panel.comment if wanted else "")
+        kept = panel.comment if comment is None or not panel.value else comment
+        return self._rate(panel, shown, value, panel.reasons if panel.value == value else (), kept)
 
     def explain(self, selected: str, shown: str, reasons: Sequence[str], comment: str) -> Panel:
         """Store reasons and comment beside the vote that stands."""
@@ -80,8 +87,13 @@ class FeedbackDesk:
         """Take the vote back."""
         return self._rate(self.panel(selected, shown), shown, 0, (), "")
 
-    def liked(self, shown: str, index: Any, liked: Any) -> Panel:
-        """Vote from the Chatbot's thumbs: `liked` is True, False, or "" when an active thumb was clicked again."""
+    def liked(self, shown: str, index: Any, liked: Any, selected: str = "", comment: str = "") -> Panel:
+        """Vote from the Chatbot's thumbs: `liked` is True, False, or "" when an active thumb was clicked again.
+
+        Args:
+            selected: the reply that the panel shows.
+            comment: what is typed about that one.
+        """
         path = self._store.conversations.path_to(shown) if shown else []
         place = index[0] if isinstance(index, list | tuple) else index
         if not isinstance(place, int) or not 0 <= place < len(path) or path[place].role != "assistant":
@@ -89,7 +101,8 @@ class FeedbackDesk:
         value = {True: 1, False: -1}.get(liked, 0) if isinstance(liked, bool) else 0
         panel = self.panel(path[place].id, shown)
         same_side = value == panel.value
-        return self._rate(panel, shown, value, panel.reasons if same_side else (), panel.comment if value else "")
+        kept = comment if panel.value and panel.selected == selected else panel.comment
+        return self._rate(panel, shown, value, panel.reasons if same_side else (), kept if value else "")
 
     def rewrite(self, selected: str, shown: str, text: str) -> Panel:
         """Store the person's own better answer."""
@@ -97,7 +110,7 @@ class FeedbackDesk:
         try:
             self._store.votes.rewrite(panel.selected, self._store.people.owner().id, text)
         except StoreError as error:
-            return replace(panel, rewrite=text, notice=self._texts.error(error))
+            return replace(panel, rewrite=text, notice=self._texts.error(error), refused=True)
         return replace(self.panel(panel.selected, shown), notice=self._texts.rewrite_saved)
 
     def _rate(self, panel: Panel, shown: str, value: int, reasons: Sequence[str], comment: str) -> Panel:
@@ -171,7 +184,7 @@ def build_feedback(texts: Texts, bar: VoteBar) -> FeedbackParts:
     with gr.Column(visible=False, elem_id="rewrite-panel", elem_classes="card") as writing:
         rewrite = gr.Textbox(
             label=texts.rewrite_label, info=texts.rewrite_info, lines=3, max_lines=12, elem_id="rewrite-text",
-            container=False,
+            container=False, max_length=MAX_TYPED,
         )  # fmt: skip
         save_rewrite = gr.Button(
             texts.save_rewrite, variant="primary", elem_id="rewrite-save", size="sm", min_width=60, scale=0
@@ -181,8 +194,8 @@ def build_feedback(texts: Texts, bar: VoteBar) -> FeedbackParts:
     )
 
 
-def panel_updates(panel: Panel, texts: Texts, writing: bool = False) -> list[Any]:
-    """Fill `FeedbackParts.outputs`."""
+def panel_updates(panel: Panel, texts: Texts, writing: bool | None = False) -> list[Any]:
+    """Fill `FeedbackParts.outputs`; `writing` opens or closes the better answer, None leaves it with what is typed."""
     keys = REASONS_DOWN if panel.value < 0 else REASONS_UP
     choices = [(texts.reasons[key], key) for key in keys]
     label = texts.reasons_label_down if panel.value < 0 else texts.reasons_label
@@ -195,8 +208,8 @@ def panel_updates(panel: Panel, texts: Texts, writing: bool = False) -> list[Any
         gr.update(visible=bool(panel.value) and panel.votable),
         gr.update(choices=choices, value=list(panel.reasons), label=label),
         panel.comment,
-        gr.update(visible=writing and panel.votable),
-        panel.rewrite or (panel.reply.text if panel.reply and writing else ""),
+        gr.skip() if writing is None else gr.update(visible=writing and panel.votable),
+        gr.skip() if writing is None else panel.rewrite or (panel.reply.text if panel.reply and writing else ""),
     ]
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 TAIL_BYTES = 8192
 RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 PLOT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}\.png")
@@ -61,6 +63,16 @@ class Nights:
     def running(self) -> bool:
         """Whether the process that was started here is alive."""
         return self._process is not None and self._process.poll() is None
+
+    def none_holds_the_lock(self) -> bool:
+        """Whether no night, whoever started it, is under way in this home: a killed one leaves its lock free."""
+        lock = FileLock(self._home / "night.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        lock.release()
+        return True
 
     def wait(self) -> int | None:
         """Wait for the process that was started here and return its exit status."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from assistant.adapters import verify_adapter
+from assistant.errors import AdapterError
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
@@ -25,9 +27,11 @@ COUNTED = ("replies", "thumbs_up", "thumbs_down", "comparisons", "rewrites", "pa
 class OperateDesk:
     """What the operator can see and do, without the page."""
 
-    def __init__(self, store: Store, nights: Nights, settings: Settings, texts: Texts) -> None:
+    def __init__(self, store: Store, nights: Nights, settings: Settings, base_id: str, texts: Texts) -> None:
         self._store = store
         self._nights = nights
+        self._adapters_dir = settings.adapters_dir
+        self._base_id = base_id
         self._needed = settings.night.min_votes
         self._texts = texts
 
@@ -37,7 +41,10 @@ class OperateDesk:
             return self._texts.reload_page
         adapter = None if choice == BASE else choice
         try:
+            self._check(adapter)
             self._store.registry.promote(adapter, int(generation))
+        except AdapterError as error:
+            return self._texts.adapter_error(error)
         except StoreError as error:
             return self._texts.error(error)
         return self._texts.promoted.format(adapter=self._texts.adapter_name(adapter))
@@ -45,7 +52,10 @@ class OperateDesk:
     def roll_back(self) -> str:
         """Move the pointer back to what answered before."""
         try:
+            self._check(self._store.registry.live().previous_id)
             live = self._store.registry.rollback()
+        except AdapterError as error:
+            return self._texts.adapter_error(error)
         except StoreError as error:
             return self._texts.error(error)
         return self._texts.rolled_back.format(adapter=self._texts.adapter_name(live.adapter_id))
@@ -115,8 +125,19 @@ class OperateDesk:
         """The pointer's generation, to be sent back with a promotion."""
         return str(self._store.registry.live().generation)
 
+    def _check(self, adapter: str | None) -> None:
+        if adapter is not None:
+            self._store.registry.get_adapter(adapter)  # first: a name that nobody registered is no path
+            verify_adapter(self._adapters_dir / adapter, self._base_id)
+
     def _running_run(self) -> Run | None:
-        return next((run for run in self._store.registry.runs(limit=5) if run.state == "running"), None)
+        """The night under way; one that was killed is marked as crashed here, so that it stands in nobody's way."""
+        run = next((run for run in self._store.registry.runs(limit=5) if run.state == "running"), None)
+        # While a night that was started here begins, its lock is left alone: a look at it could turn that night away.
+        if run is None or self._nights.running or not self._nights.none_holds_the_lock():
+            return run
+        self._store.registry.mark_crashed_runs()
+        return None
 
     def _progress_html(self, progress: Progress | None) -> str:
         if progress is None:
@@ -133,7 +154,8 @@ class OperateDesk:
         word = texts.escape(texts.run_outcomes.get(outcome, outcome))
         reasons = "".join(f"<li>{texts.escape(reason)}</li>" for reason in run.reasons)
         images = "".join(
-            f"<img loading='lazy' src='/plots/{run.id}/{name}' alt='{texts.escape(name)}'>"
+            f"<a href='/plots/{run.id}/{name}' target='_blank' title='{texts.escape(texts.enlarge)}'>"
+            f"<img loading='lazy' src='/plots/{run.id}/{name}' alt='{texts.escape(name)}'></a>"
             for name in self._nights.plots(run.id)
         )
         when = texts.escape(run.started_at[:16].replace("T", " "))
@@ -153,7 +175,8 @@ def gate_table(rows: Any, texts: Texts) -> str:
         return ""
     head = "".join(f"<th scope='col'>{texts.escape(column)}</th>" for column in texts.gate_columns)
     body = "".join(_gate_row(row, texts) for row in rows if isinstance(row, dict))
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='scroll'>{table}</div><p class='muted'>{texts.escape(texts.gate_note)}</p>"
 
 
 def _gate_row(row: dict[str, Any], texts: Texts) -> str:
@@ -161,7 +184,8 @@ def _gate_row(row: dict[str, Any], texts: Texts) -> str:
     result = f"<td class='{'good' if passed else 'bad'}'>{texts.passed if passed else texts.not_passed}</td>"
     note = texts.escape(str(row.get("note", "")))
     numbers = "".join(f"<td>{texts.escape(_number(row.get(key)))}</td>" for key in ("live", "candidate", "limit"))
-    return f"<tr title='{note}'><th scope='row'>{texts.escape(str(row.get('check', '')))}</th>{numbers}{result}</tr>"
+    name = texts.escape(str(row.get("check", "")))
+    return f"<tr><th scope='row'>{name}<p class='muted'>{note}</p></th>{numbers}{result}</tr>"
 
 
 def _number(value: Any) -> str:

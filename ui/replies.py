@@ -35,6 +35,7 @@ class Replies:
         self._store = store
         self._sampling = settings.sampling
         self._running: dict[str, Draft] = {}
+        self._left: set[str] = set()
 
     def start(self, question: Message, person_id: int, preset_key: str, count: int = 1) -> list[Draft]:
         """Begin `count` replies to one stored question, from the same settings and different seeds.
@@ -78,6 +79,15 @@ class Replies:
         for draft in list(self._running.values()):
             if message_id in (draft.message.id, draft.message.parent_id):
                 draft.reply.cancel()
+
+    def leave(self, message_id: str) -> None:
+        """Stop that reply because its reader went elsewhere: it must not fill the page any more."""
+        self._left.add(message_id)
+        self.stop(message_id)
+
+    def is_left(self, draft: Draft) -> bool:
+        """Whether nobody looks at this reply any more."""
+        return draft.message.id in self._left
 
     def text_so_far(self, message_id: str) -> str | None:
         """The text of a reply under way, or None when it is not running here."""

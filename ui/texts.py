@@ -86,6 +86,7 @@ class Texts:
     no_comparison: str
     past_comparisons: str
     unanswered: str
+    reopen_comparison: str
     # operate
     votes_title: str
     usable_votes: str
@@ -115,18 +116,29 @@ class Texts:
     no_runs: str
     run_outcomes: Mapping[str, str]
     gate_columns: tuple[str, str, str, str, str]
+    gate_note: str
+    enlarge: str
     passed: str
     not_passed: str
     # errors
+    adapter_errors: Mapping[type[Exception], str]
+    """About an adapter that was to be promoted; `errors` speaks of the one that answers."""
     errors: Mapping[type[Exception], str]
 
     def error(self, error: Exception) -> str:
         """One sentence for an error: this language's where there is one, else the error's own."""
         return self.errors.get(type(error), str(error))
 
+    def adapter_error(self, error: Exception) -> str:
+        """One sentence about an adapter that was not promoted."""
+        return self.adapter_errors.get(type(error), str(error))
+
     def adapter_name(self, adapter_id: str | None) -> str:
         """The base's name, or the adapter's id in words."""
-        return self.base_model if adapter_id is None else f"{self.adapter} {adapter_id}"
+        if adapter_id is None:
+            return self.base_model
+        # Adapters made by a night carry the word in their id.
+        return adapter_id if adapter_id.startswith("adapter-") else f"{self.adapter} {adapter_id}"
 
     @staticmethod
     def escape(text: str) -> str:
@@ -215,6 +227,7 @@ ENGLISH: Final = Texts(
     no_comparison="One of the answers has no proper end, so there is nothing to choose. Press Compare to try again.",
     past_comparisons="Your comparisons",
     unanswered="not answered yet",
+    reopen_comparison="Not answered yet: choose one to answer it",
     votes_title="Votes so far",
     usable_votes="{usable} of {needed} usable examples",
     votes_missing="{missing} more until a night can train.",
@@ -257,8 +270,14 @@ ENGLISH: Final = Texts(
         "crashed": "crashed",
     },
     gate_columns=("Check", "Live", "Candidate", "Limit", "Result"),
+    gate_note=(
+        "The limit is what the candidate must keep to: for the accuracy, how far below the live adapter it may fall at "
+        "worst; for the perplexity and the replies, the most that is allowed. It is promoted when every check passes."
+    ),
+    enlarge="Open in full size",
     passed="passed",
     not_passed="not passed",
+    adapter_errors={},
     errors={},
 )
 
@@ -348,6 +367,7 @@ KOREAN: Final = Texts(
     no_comparison="끝까지 쓰지 못한 답변이 있어 고를 수 없습니다. 비교하기를 다시 눌러 주세요.",
     past_comparisons="나의 비교 기록",
     unanswered="아직 고르지 않음",
+    reopen_comparison="아직 고르지 않은 비교: 눌러서 고르기",
     votes_title="지금까지의 투표",
     usable_votes="쓸 수 있는 예시 {needed}개 중 {usable}개",
     votes_missing="{missing}개가 더 모이면 밤에 학습할 수 있습니다.",
@@ -390,8 +410,20 @@ KOREAN: Final = Texts(
         "crashed": "중단됨",
     },
     gate_columns=("검사", "현재", "후보", "기준", "결과"),
+    gate_note=(
+        "기준은 후보가 지켜야 하는 한계입니다. 정확도는 현재 어댑터보다 최악의 경우 얼마나 낮아져도 되는지, "
+        "퍼플렉시티와 답변 검사는 허용되는 최댓값입니다. 모든 검사를 통과하면 적용됩니다."
+    ),
+    enlarge="크게 보기",
     passed="통과",
     not_passed="미통과",
+    adapter_errors={
+        assistant_errors.AdapterMissing: "어댑터를 찾을 수 없어 아무것도 바꾸지 않았습니다. 다른 것을 골라 주세요.",
+        assistant_errors.AdapterDamaged: "어댑터가 손상되어 아무것도 바꾸지 않았습니다. 다른 것을 골라 주세요.",
+        assistant_errors.AdapterForOtherBase: (
+            "이 어댑터는 다른 모델용이라 아무것도 바꾸지 않았습니다. 다른 것을 골라 주세요."
+        ),
+    },
     errors={
         assistant_errors.PromptTooLong: "메시지가 모델이 읽을 수 있는 길이보다 깁니다. 줄여서 다시 보내 주세요.",
         assistant_errors.EngineBusy: "지금은 기다리는 답변이 너무 많습니다. 잠시 후 다시 보내 주세요.",
