@@ -28,7 +28,7 @@ from feedback_store.integrity import verify
 from feedback_store.records import Turn
 from feedback_store.store import open_store
 
-DATA = Path("/work/shared/data/tulu_human_eval/derived_annotations.jsonl")
+DATA = Path(__file__).parents[2] / "shared" / "data" / "tulu_human_eval" / "derived_annotations.jsonl"
 PROMPT: Sequence[Turn] = [{"role": "user", "content": "What is 2 + 2?"}]
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
