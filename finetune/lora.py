@@ -85,9 +85,9 @@ def attach_lora(model: nn.Module, head: nn.Module, *, rank: int, alpha: int, see
                 layers[name] = LoraLinear(child, rank, alpha, generator)
                 places.append((parent, child_name, child))
     for (parent, child_name, _), layer in zip(places, layers.values(), strict=True):
-        setattr(parent, child_name, layer)
+        parent.register_module(child_name, layer)
     try:
         yield Lora(layers)
     finally:
         for parent, child_name, child in places:
-            setattr(parent, child_name, child)
+            parent.register_module(child_name, child)

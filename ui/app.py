@@ -15,9 +15,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from assistant.engine import Engine
 from assistant.settings import Settings
 from feedback_store import Store
-from ui.chat import ASKED_JS, ChatDesk, build_chat, preset_choices, wire_chat
+from ui.chat import ChatDesk, build_chat, preset_choices, wire_chat
 from ui.compare import CompareDesk, build_compare, wire_compare
-from ui.events import SHORT
+from ui.events import ASKED_JS, SHORT
 from ui.feedback import FeedbackDesk
 from ui.guard import Guard
 from ui.history import build_history

@@ -19,7 +19,7 @@ from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import Message, Vote
-from ui.events import MAX_TYPED, SHORT
+from ui.events import CLOSE_SIDEBAR_JS, LEAVE_JS, MAX_TYPED, REMEMBER_JS, SHORT
 from ui.feedback import FeedbackDesk, FeedbackParts, Panel, build_feedback, build_vote_bar, notice_update, panel_updates
 from ui.history import history_update
 from ui.replies import Draft, Replies
@@ -27,13 +27,6 @@ from ui.texts import Texts
 
 CURSOR = " ▍"
 FENCE = re.compile(r"(\s*(?:(?:[-*+]|\d+[.)])\s+)*)(`{3,}|~{3,})")
-REMEMBER_JS = "(id) => { history.replaceState(null, '', id ? '?c=' + id : location.pathname); }"
-# On a phone the list covers the page: it is closed at the start and once a conversation is chosen.
-CLOSE_SIDEBAR_JS = """() => {
-  if (window.innerWidth < 768) document.querySelector('#sidebar.open .toggle-button')?.click();
-}"""
-LEAVE_JS = "(shown) => [shown, '']"
-ASKED_JS = f"() => {{ ({CLOSE_SIDEBAR_JS})(); return new URLSearchParams(location.search).get('c') || ''; }}"
 
 
 @dataclass(frozen=True)

@@ -10,3 +10,11 @@ SHORT: Final[Mapping[str, Any]] = {"queue": False, "show_progress": "hidden", "a
 # Far above every setting for a message's length, so that the server's sentence names the limit; far below the limit on
 # a request's body, which the framework can only tell as an error of its own.
 MAX_TYPED: Final = 200_000
+
+REMEMBER_JS = "(id) => { history.replaceState(null, '', id ? '?c=' + id : location.pathname); }"
+# On a phone the list covers the page: it is closed at the start and once a conversation is chosen.
+CLOSE_SIDEBAR_JS = """() => {
+  if (window.innerWidth < 768) document.querySelector('#sidebar.open .toggle-button')?.click();
+}"""
+LEAVE_JS = "(shown) => [shown, '']"
+ASKED_JS = f"() => {{ ({CLOSE_SIDEBAR_JS})(); return new URLSearchParams(location.search).get('c') || ''; }}"
