@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args, settings)
         return status
     except AssistantError as error:
+        if args.json:
+            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:

@@ -141,6 +141,11 @@ def load_settings(home: Path | str | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(
+                f"There is no setting {name}. Correct its name in the environment or settings.toml;"
+                " docs/operating.md lists them."
+            ) from error
         raise SettingsError(
             f"The setting {name} is wrong: {first['msg']}. Correct it in the environment or settings.toml."
         ) from error

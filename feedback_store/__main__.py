@@ -77,11 +77,11 @@ def _words(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     path = _home(arguments.home).expanduser() / DATABASE_NAME
     if arguments.command == "restore":
         _write(run_restore(path, arguments.file), as_json=arguments.json)
-        return
+        return 0
     # the first operator and older votes may come before the first start
     store = open_store(path, create=arguments.command in ("users", "import"))
     try:
@@ -99,9 +99,12 @@ def _run(arguments: argparse.Namespace) -> None:
         store.close()
     _write(result, as_json=arguments.json)
     if not result.get("clean", True):
-        raise StoreBusy(f"Traces stay in {path}, which is in use or lacks room; run erase-user --finish again later.")
+        return _fail(
+            StoreBusy(f"Traces stay in {path}, which is in use or lacks room; run erase-user --finish again later.")
+        )
     if not result.get("ok", True):
-        raise StoreDamaged(f"{path} is not whole; {RESTORE}.")
+        return _fail(StoreDamaged(f"{path} is not whole; {RESTORE}."))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,11 +113,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     check_file_command(parser, arguments)
     try:
-        _run(arguments)
+        return _run(arguments)
     except StoreError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+        if arguments.json:
+            _write({"error": str(error)}, as_json=True)
+        return _fail(error)
+
+
+def _fail(error: StoreError) -> int:
+    sys.stderr.write(f"{error}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -79,8 +79,10 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_an_unknown_setting_in_the_file_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.mkdir()
     (home / "settings.toml").write_text("quantisation = 'nf4'\n")
-    assert main(["ask", "hello"]) == 1
-    assert "quantisation" in capsys.readouterr().err
+    assert main(["ask", "hello", "--json"]) == 1
+    said = capsys.readouterr()
+    assert "There is no setting quantisation." in said.err
+    assert json.loads(said.out) == {"error": said.err.strip()}
 
 
 def test_the_file_gives_settings_and_the_environment_wins(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

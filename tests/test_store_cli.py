@@ -101,5 +101,6 @@ def test_a_real_process_fails_with_one_sentence_and_no_traceback(home: Path) -> 
         timeout=30,
         cwd=Path(__file__).parent.parent,
     )
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1 and "not a Nightschool database" in ended.stderr
+    assert json.loads(ended.stdout) == {"error": ended.stderr.strip()}
