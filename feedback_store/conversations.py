@@ -201,6 +201,15 @@ class Conversations:
             _insert_origin(db, message_id, origin)
             return own_message(db, message_id, person_id)
 
+    def save_partial(self, message_id: str, text: str) -> None:
+        """Keep what a reply under way has said so far, in case this process ends before the reply does.
+
+        A reply that has finished meanwhile stays as it is.
+        """
+        check_text(text, "The reply")
+        with self._connections.write() as db:
+            db.execute("UPDATE message SET text = ? WHERE id = ? AND state = 'streaming'", [text, message_id])
+
     def finish_reply(
         self, message_id: str, text: str, state: MessageState, finish: str | None, new_tokens: int | None
     ) -> None:

@@ -112,6 +112,22 @@ def test_finishing_twice_alike_changes_nothing_and_otherwise_is_refused(store: S
     assert store.conversations.path_to(reply.id)[-1] == reply
 
 
+def test_what_a_reply_has_said_so_far_outlives_the_process(store: Store) -> None:
+    question = ask(store)
+    cut = store.conversations.begin_reply(question.id, 1, ORIGIN)
+    store.conversations.save_partial(cut.id, "One ste")
+    store.conversations.save_partial(cut.id, "One step at")
+    store.conversations.interrupt_unfinished()
+    kept = store.conversations.path_to(cut.id)[-1]
+    assert (kept.text, kept.state) == ("One step at", "interrupted")
+
+
+def test_a_part_never_overwrites_an_end(store: Store) -> None:
+    reply = answer(store, ask(store), "4")
+    store.conversations.save_partial(reply.id, "")
+    assert store.conversations.path_to(reply.id)[-1] == reply
+
+
 def test_replies_under_way_are_interrupted_once_and_stay_so(store: Store) -> None:
     question = ask(store)
     finished = answer(store, question, "4")

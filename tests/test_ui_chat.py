@@ -10,6 +10,7 @@ from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
 from assistant.fake import FakeEngine
 from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, socratic_script
 from ui.chat import View, bubbles, close_fence
+from ui.replies import Replies
 from ui.texts import ENGLISH
 
 LONG = " ".join(f"word{number}" for number in range(40))
@@ -106,6 +107,20 @@ def test_a_closed_tab_keeps_the_partial_text_and_frees_the_model(make: Make) -> 
     assert reply.state == "stopped"
     assert reply.text
     assert world.replies.text_so_far(reply.id) is None
+
+
+def test_a_reply_under_way_is_written_down_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replies, "keep_every_s", 0.02)
+    world = make(FakeEngine(seconds_per_word=0.02))
+    stored: list[str] = []
+
+    def look(view: View) -> None:
+        if view.busy:
+            stored.append(world.store.conversations.path_to(view.shown)[-1].text)
+
+    whole = play(world.chat.ask(LONG, "plain", ""), look)[-1].path[-1].text
+    assert len(set(stored)) > 2
+    assert all(whole.startswith(part) for part in stored)
 
 
 def test_retry_is_a_sibling_and_every_version_stays_reachable(make: Make) -> None:

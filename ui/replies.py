@@ -4,7 +4,10 @@ A reply's row exists before its first token and is closed whatever happens: fini
 Knows nothing about pages.
 """
 
+import contextlib
 import secrets
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +16,7 @@ from assistant.engine import Message as Turn
 from assistant.presets import PRESETS, Preset
 from assistant.settings import Settings
 from feedback_store import Store
+from feedback_store.errors import StoreError
 from feedback_store.records import Message, MessageState, Origin
 
 SEED_LIMIT = 2**31
@@ -29,6 +33,9 @@ class Draft:
 
 class Replies:
     """Starts replies on the live adapter and sees that each ends in the database."""
+
+    keep_every_s = 2.0
+    """The most of a reply's writing that is lost when this process is killed."""
 
     def __init__(self, engine: Engine, store: Store, settings: Settings) -> None:
         self._engine = engine
@@ -63,6 +70,7 @@ class Replies:
                     self._store.conversations.finish_reply(row.id, "", "failed", "failed", 0)
         drafts = [Draft(row, reply) for row, reply in zip(rows, replies, strict=True)]
         self._running.update((draft.message.id, draft) for draft in drafts)
+        threading.Thread(target=self._keep_parts, args=(drafts,), daemon=True).start()
         return drafts
 
     def close(self, draft: Draft) -> None:
@@ -93,6 +101,15 @@ class Replies:
         """The text of a reply under way, or None when it is not running here."""
         draft = self._running.get(message_id)
         return draft.reply.text if draft else None
+
+    def _keep_parts(self, drafts: Sequence[Draft]) -> None:
+        """Write down now and then what these replies have said so far; ends when none is under way."""
+        while drafts:
+            time.sleep(self.keep_every_s)
+            drafts = [draft for draft in drafts if draft.message.id in self._running]
+            for draft in drafts:
+                with contextlib.suppress(StoreError):  # the reply's end is written later, and its failure told
+                    self._store.conversations.save_partial(draft.message.id, draft.reply.text)
 
     def _draw(self, seed: int) -> Sampling:
         wanted = self._sampling
