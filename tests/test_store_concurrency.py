@@ -62,6 +62,7 @@ HERE = str(Path(__file__).parent)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(HERE).parent)}
 
 
+@pytest.mark.long
 def test_what_two_processes_of_four_threads_send_is_what_is_stored(tmp_path: Path) -> None:
     """Both begin before there is a file, so they also race to create it."""
     path = tmp_path / "home" / "nightschool.db"

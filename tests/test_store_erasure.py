@@ -77,6 +77,7 @@ def test_no_file_holds_an_erased_persons_words_while_the_app_goes_on(store: Stor
         store.conversations.thread("any", person.id)
 
 
+@pytest.mark.long
 def test_erasing_waits_for_readers_and_says_when_they_do_not_end(store: Store, home: Path) -> None:
     person = store.people.add("canary")
     talk(store, person.id, CANARY)

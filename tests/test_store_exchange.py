@@ -264,6 +264,7 @@ def test_a_csv_holds_every_line_and_no_formula(store: Store, tmp_path: Path) -> 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda text: text.strip())
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT.filter(lambda t: len(t) < 200), st.booleans()), min_size=1, max_size=5))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_text_survives_the_way_through_a_store(tmp_path: Path, thumbs: list[tuple[str, str, str, bool]]) -> None:

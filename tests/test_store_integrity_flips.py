@@ -11,6 +11,7 @@ from feedback_store.integrity import verify
 from feedback_store.store import open_store
 from tests.test_store_world import answer, ask, fill
 
+pytestmark = pytest.mark.long
 FLIPS = 200
 Rows = dict[tuple[str, bytes], tuple[object, ...]]
 
