@@ -3,6 +3,8 @@
 import hashlib
 import math
 import secrets
+from collections.abc import Sequence
+from itertools import zip_longest
 
 from sqlite_utils import Database
 
@@ -32,6 +34,19 @@ def read_path(db: Database, message_id: str) -> Messages:
     """Return the messages from the root to this one; empty when there is no such message."""
     sql = f"{_PATH} {_MESSAGE} JOIN path ON path.id = message.id ORDER BY depth DESC"
     return [_message(row) for row in rows(db, sql, [message_id])]
+
+
+def read_by_model(path: Sequence[Message]) -> Messages:
+    """Return the turns of a path that the model reads: those that hold text, without questions that got none back.
+
+    Leaving out a question with its empty reply lets the roles alternate, as templates ask for.
+    """
+    told = [message for message in path if message.text.strip()]
+    return [
+        message
+        for message, after in zip_longest(told, told[1:])
+        if not (after and message.role == after.role == "user")
+    ]
 
 
 def own_message(db: Database, message_id: str, person_id: int) -> Message:

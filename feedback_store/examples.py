@@ -9,7 +9,7 @@ from sqlite_utils import Database
 
 from feedback_store.connection import one_row, rows
 from feedback_store.consent import TEACHING
-from feedback_store.conversations import read_path
+from feedback_store.conversations import read_by_model, read_path
 from feedback_store.records import Demonstration, PreferencePair, Turn
 
 ANNOTATOR = """(SELECT coalesce(annotator.name, person.name) FROM person
@@ -97,11 +97,8 @@ _COUNTS = f"""{_PAIRS}
 
 
 def read_prompt(db: Database, system: str, message_id: str) -> tuple[Turn, ...]:
-    """Return what a reply answered: its system prompt unless empty, then the turns up to the person's message.
-
-    A reply that failed before its first word is no turn: the model never read one.
-    """
-    path = [message for message in read_path(db, message_id) if message.text.strip()]
+    """Return what a reply answered: its system prompt unless empty, then the turns up to the person's message."""
+    path = read_by_model(read_path(db, message_id))
     turns = [Turn(role=message.role, content=message.text) for message in path]
     return (Turn(role="system", content=system), *turns) if system else tuple(turns)
 

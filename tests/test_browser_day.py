@@ -1,6 +1,7 @@
 """A whole day in a real browser, then the database tells the same story."""
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -359,4 +360,55 @@ def test_leaving_a_conversation_stops_its_reply_and_keeps_what_was_written(
     assert "word1" in store.conversations.thread(conversation.id, person)[-1].text
     page.wait_for_timeout(500)
     assert visitor.reply() == ""
+    page.context.close()
+
+
+def test_what_is_typed_and_not_sent_outlives_a_restart_of_the_app(browser: Browser, home: Path) -> None:
+    """Sent into the void, it is in the box yet; then the framework reloads the page once the app is back."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running_app(home, "--port", str(port)) as (where, _):
+        visitor = Visitor(browser, where)
+        page = visitor.open()
+        visitor.send("sent")
+        eventually(lambda: "sent" in visitor.reply(), "no reply came")
+        visitor.settle()
+        visitor.open()
+        assert page.input_value("#message textarea") == ""
+        page.fill("#message textarea", "not sent\nyet ")
+        page.locator("#message textarea").press_sequentially("<b>")
+        page.evaluate("window.before = true")
+    page.press("#message textarea", "Enter")
+    with running_app(home, "--port", str(port)):
+        page.wait_for_function("window.before === undefined")
+        expect(page.locator("#message textarea")).to_have_value("not sent\nyet <b>")
+        expect(page.locator("#chat .bot.message")).to_have_count(1)
+        page.press("#message textarea", "Enter")
+        eventually(lambda: "not sent" in visitor.reply(), "what was brought back was not sent")
+        visitor.settle()
+        visitor.open()
+        assert page.input_value("#message textarea") == ""
+        page.context.close()
+
+
+def test_a_second_tab_that_was_left_behind_shows_where_the_conversation_went(browser: Browser, address: str) -> None:
+    visitor = Visitor(browser, address)
+    page = visitor.open()
+    visitor.send("one")
+    eventually(lambda: "one" in visitor.reply(), "no reply came")
+    visitor.settle()
+    stale = visitor.context.new_page()
+    stale.goto(page.url)
+    expect(stale.locator("#chat .bot.message")).to_have_count(1)
+    stale.wait_for_load_state("networkidle")
+    visitor.send("two")
+    eventually(lambda: "two" in visitor.reply(), "no reply came")
+    visitor.settle()
+    stale.fill("#message textarea", "three")
+    stale.press("#message textarea", "Enter")
+    expect(stale.locator("#notice")).to_contain_text("went on in another tab")
+    expect(stale.locator("#chat .bot.message")).to_have_count(2)
+    assert stale.input_value("#message textarea") == "three"
+    stale.press("#message textarea", "Enter")
+    expect(stale.locator("#chat .bot.message")).to_have_count(3)
     page.context.close()

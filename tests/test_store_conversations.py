@@ -227,3 +227,19 @@ def test_people_are_added_once_and_found_by_name(store: Store) -> None:
     with pytest.raises(BadInput):
         store.people.add("second", kind="owner")
     assert [person.name for person in store.people.all()] == ["owner", "ada"]
+
+
+def test_a_question_without_an_answer_is_no_part_of_a_later_prompt(store: Store) -> None:
+    first = answer(store, ask(store), "4")
+    unanswered = store.conversations.add_user_message(first.conversation_id, 1, "And 3 + 3?", first.id)
+    failed = store.conversations.begin_reply(unanswered.id, 1, ORIGIN)
+    store.conversations.finish_reply(failed.id, "", "failed", "failed", 0)
+    again = store.conversations.add_user_message(first.conversation_id, 1, "Then 5 + 5?", failed.id)
+    liked = answer(store, again, "10")
+    store.votes.rewrite(liked.id, 1, "What do you get with your fingers?")
+    [shown] = store.votes.demonstrations()
+    assert [(turn["role"], turn["content"]) for turn in shown.prompt if turn["role"] != "system"] == [
+        ("user", store.conversations.path_to(first.id)[0].text),
+        ("assistant", "4"),
+        ("user", "Then 5 + 5?"),
+    ]

@@ -15,6 +15,8 @@ from gradio.routes import App
 from httpx import Response
 from starlette.routing import Mount
 
+from assistant import errors as assistant_errors
+from feedback_store import errors as store_errors
 from tests.ui_support import World, make_world
 from ui.app import build_app
 from ui.guard import is_closed
@@ -159,5 +161,12 @@ def test_both_languages_have_the_same_places_for_values() -> None:
         return {name: sorted(re.findall(r"\{\w+", value)) for name, value in words.items()}
 
     assert places(ENGLISH) == places(KOREAN)
-    for name in ("presets", "reasons", "choices", "counts", "adapter_states", "run_outcomes"):
+    for name in ("presets", "reasons", "choices", "counts", "run_outcomes", "night_steps", "night_ends"):
         assert ENGLISH.__dict__[name].keys() == KOREAN.__dict__[name].keys()
+
+
+def test_every_error_that_a_page_may_meet_has_korean_words() -> None:
+    at_start_only = {"AssistantError", "SettingsError", "ModelUnavailable", "NotOurFile", "NewerStore", "Withdrawn"}
+    families = [kind for module in (assistant_errors, store_errors) for kind in vars(module).values()]
+    met = {kind for kind in families if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert {kind.__name__ for kind in met - set(KOREAN.errors)} == at_start_only

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from assistant.engine import Reply
+from assistant.engine import Reply, Request
 from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
 from assistant.fake import FakeEngine
+from feedback_store.errors import StoreError
 from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, socratic_script
-from ui.chat import View, bubbles, close_fence
+from ui.bubbles import bubbles, close_fence
+from ui.chat import View
 from ui.replies import Replies
 from ui.texts import ENGLISH
 
@@ -157,21 +159,96 @@ def test_a_refusal_by_the_engine_is_said_and_loses_nothing(make: Make, error: Ex
     world = make(RefusingEngine(error))
     view = ask(world, "Keep me")
     assert (view.notice, view.keep, view.busy) == (str(error), "Keep me", False)
-    assert [(m.text, m.state) for m in view.path] == [("Keep me", "done"), ("", "failed")]
+    assert view.path == () and world.store.conversations.list(world.person) == []
 
 
-def test_a_message_after_a_failed_reply_takes_its_place(make: Make) -> None:
-    def script(request: object) -> str:
-        raise ValueError("planted")
+def test_a_refused_retry_changes_nothing(make: Make) -> None:
+    world = make()
+    answered = ask(world)
+    refusing = make(RefusingEngine(EngineBusy("Too many.")))
+    view = play(refusing.chat.retry("plain", answered.shown))[-1]
+    assert (view.notice, view.path, view.versions) == ("Too many.", answered.path, 1)
 
-    world = make(FakeEngine(script=script))
-    failed = ask(world, "first")
+
+def test_a_question_that_cannot_be_stored_starts_no_reply(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(FakeEngine(seconds_per_word=0.02))
+    asked: list[Reply] = []
+    submit = world.engine.submit
+    monkeypatch.setattr(world.engine, "submit", lambda requests: asked.extend(submit(requests)) or asked)
+
+    def full(*_: object) -> None:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(world.store.conversations, "add_user_message", full)
+    view = ask(world, LONG)
+    assert (view.notice, view.keep) == ("The disk is full.", LONG)
+    assert [reply.cancelled for reply in asked] == [True]
+
+
+def failing(request: object) -> str:
+    raise ValueError("planted")
+
+
+def read_roles(request: Request) -> str:
+    return " ".join(f"{message['role']}:{message['content'].split(':')[0]}" for message in request.messages[1:])
+
+
+def test_a_question_whose_reply_failed_stays_on_the_page_and_the_model_reads_it_no_more(make: Make) -> None:
+    """It once gave its place to the next question, and nothing on the page led back to it."""
+    world = make(FakeEngine(script=read_roles))
+    first = ask(world, "zero")
+    world.engine.script = failing
+    failed = ask(world, "first", first.shown)
     assert failed.notice == ENGLISH.failed_reply
-    world.engine.script = lambda request: f"read {len(request.messages)} messages"
+    world.engine.script = read_roles
     view = ask(world, "second", failed.shown)
-    assert [m.text for m in view.path] == ["second", "read 2 messages"]
+    expected = ["zero", "user:zero", "first", "", "second", "user:zero assistant:user user:second"]
+    assert [m.text for m in view.path] == expected
+    assert [m.text for m in world.chat.open().path] == expected
+
+
+def test_retrying_a_failed_reply_makes_a_sibling(make: Make) -> None:
+    world = make(FakeEngine(script=failing))
+    failed = ask(world, "first")
+    world.engine.script = read_roles
     retried = play(world.chat.retry("plain", failed.shown))[-1]
-    assert [m.text for m in retried.path] == ["first", "read 2 messages"]
+    assert [m.text for m in retried.path] == ["first", "user:first"]
+    assert (retried.version, retried.versions) == (2, 2)
+
+
+@pytest.mark.parametrize("act", ["ask", "retry"])
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_conversation_that_went_on_in_another_tab_is_not_forked(make: Make, act: str, version: int) -> None:
+    """A second tab that still showed an earlier reply began a branch, and the other one could not be reached."""
+    world = make()
+    first = ask(world, "one")
+    second = play(world.chat.retry("plain", first.shown))[-1]
+    newest = ask(world, "two", second.shown)
+    stale = (first, second)[version].shown
+    view = ask(world, "three", stale) if act == "ask" else play(world.chat.retry("plain", stale))[-1]
+    assert view.notice == ENGLISH.went_on
+    assert view.path == newest.path
+    assert view.keep == ("three" if act == "ask" else None)
+    assert world.chat.open().path == newest.path
+    assert ask(world, "three", view.shown).path[:4] == newest.path
+
+
+def test_a_question_that_another_tab_had_answered_is_not_answered_beside_it(make: Make) -> None:
+    world = make()
+    first = ask(world, "one")
+    (question, reply) = first.path
+    view = ask(world, "two", question.id)
+    assert (view.notice, view.shown) == (ENGLISH.went_on, reply.id)
+
+
+def test_an_earlier_version_of_the_last_reply_may_be_continued(make: Make) -> None:
+    world = make()
+    first = ask(world, "one")
+    second = play(world.chat.retry("plain", first.shown))[-1]
+    earlier = world.chat.turn(second.shown, -1)
+    view = ask(world, "two", earlier.shown)
+    assert [m.id for m in view.path[:2]] == [m.id for m in first.path]
+    assert view.notice == ""
 
 
 def test_a_second_message_waits_for_the_reply_under_way(make: Make) -> None:

@@ -117,6 +117,7 @@ def test_a_busy_engine_is_said(home: Path) -> None:
     world = make_world(home, RefusingEngine(EngineBusy("Too many are waiting.")))
     shown = ask(world)
     assert (shown.notice, shown.keep) == ("Too many are waiting.", "Which is better?")
+    assert world.store.conversations.list(world.person, kind="compare") == []
     world.store.close()
 
 

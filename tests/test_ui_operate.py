@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from finetune.gate import Limits, Measures, decide
 from tests.ui_support import World, make_world, play
 from ui.nights import Nights
-from ui.operate import OperatePage, gate_table
-from ui.texts import ENGLISH
+from ui.operate import OperateDesk, OperatePage, gate_table
+from ui.texts import ENGLISH, KOREAN, Texts
 
 
 @pytest.fixture
@@ -29,6 +31,11 @@ def add_run(world: World, run_id: str) -> Path:
     folder = world.settings.runs_dir / run_id
     folder.mkdir(parents=True)
     return folder
+
+
+def desk_in(world: World, texts: Texts) -> OperateDesk:
+    """The operate page's desk in a language."""
+    return OperateDesk(world.store, world.nights, world.settings, world.engine.base_id, texts)
 
 
 @pytest.fixture
@@ -79,6 +86,15 @@ def test_promotion_and_rollback_move_the_pointer(world: World) -> None:
     assert world.store.registry.live().adapter_id is None
 
 
+def test_promoting_what_answers_already_says_so_and_moves_nothing(world: World) -> None:
+    assert world.operate.promote("base", "0") == "Base model answers already; nothing was changed."
+    add_adapter(world, "night-1")
+    world.operate.promote("night-1", "0")
+    before = world.store.registry.live()
+    assert world.operate.promote("night-1", "1") == "Adapter night-1 answers already; nothing was changed."
+    assert world.store.registry.live() == before
+
+
 def test_a_damaged_or_foreign_adapter_goes_live_neither_way(world: World) -> None:
     first, second = add_adapter(world, "night-1"), add_adapter(world, "night-2")
     add_adapter(world, "elsewhere", "another-base")
@@ -105,6 +121,7 @@ def test_a_night_that_was_killed_stands_in_nobodys_way(world: World) -> None:
     assert not world.operate.working()
     assert world.store.registry.get_run("20261120T213000Z-dead").state == "crashed"
     assert "crashed" in world.operate.runs_html()
+    assert ENGLISH.night_ends["crashed"] in world.operate.night_html()
 
 
 def test_what_cannot_be_promoted_gets_a_sentence(world: World) -> None:
@@ -120,9 +137,50 @@ def test_a_night_under_way_shows_its_progress(world: World, night: None) -> None
     folder = add_run(world, "20261120T213000Z-abcd")
     lines = [{"phase": "train", "step": step, "total": 40, "seconds": 1.0, "eta_s": 90.0} for step in (9, 10)]
     (folder / "progress.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"phase": "tr')
-    assert "train: step 10 of 40, about 2 min left" in world.operate.night_html()
+    assert "Learning from the votes: 10 of 40, about 2 min left for this step" in world.operate.night_html()
     assert world.operate.working()
     assert world.operate.retrain() == ENGLISH.retrain_running
+
+
+@pytest.mark.parametrize("texts", [ENGLISH, KOREAN])
+@pytest.mark.parametrize("phase", ["anchors", "reference", "train", "examine base", "examine adapter-0a1b", "promote"])
+def test_every_step_of_a_night_has_words(world: World, night: None, texts: Texts, phase: str) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    (folder / "progress.jsonl").write_text(json.dumps({"phase": phase, "step": 1, "total": 2, "eta_s": None}) + "\n")
+    shown = desk_in(world, texts).night_html()
+    assert phase not in shown
+    assert any(f"{words}: " in shown for words in texts.night_steps.values())
+    (folder / "progress.jsonl").write_text(json.dumps({"phase": "of tomorrow", "step": 1, "total": 2}) + "\n")
+    assert texts.night_step in desk_in(world, texts).night_html()
+
+
+@pytest.mark.parametrize("texts", [ENGLISH, KOREAN])
+def test_a_night_s_end_is_told_in_words(world: World, texts: Texts) -> None:
+    desk = desk_in(world, texts)
+    assert desk.night_html() == ""
+    for number, outcome in enumerate(("promoted", "refused", "skipped", "failed")):
+        world.store.registry.start_run(f"night-{number}")
+        world.store.registry.finish_run(f"night-{number}", outcome)  # type: ignore[arg-type]
+        assert texts.night_ends[outcome] in desk.night_html()
+
+
+def test_the_page_never_says_started_again_while_a_night_that_has_ended_closes_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row tells the end before its process is gone; the page then said that training had started."""
+    gate = stand_in_night(world, monkeypatch)
+    world.store.registry.start_run("of-yesterday")
+    world.store.registry.finish_run("of-yesterday", "skipped")
+    page = OperatePage(world.operate)
+    assert str(page.retrain()).count(ENGLISH.retrain_started) == 1
+    world.store.registry.start_run("of-tonight")
+    world.store.registry.finish_run("of-tonight", "refused")
+    shown = world.operate.night_html()
+    assert ENGLISH.retrain_started not in shown
+    assert ENGLISH.night_ends["refused"] in shown
+    gate.write_text("go\n")
+    world.nights.wait()
+    assert ENGLISH.night_ends["refused"] in world.operate.night_html()
 
 
 def test_a_finished_night_shows_its_gate_and_plots_and_escapes_them(world: World) -> None:
@@ -169,13 +227,19 @@ def test_only_plots_of_runs_are_files(world: World, home: Path) -> None:
         assert nights.plot_path(run, name) is None
 
 
-def test_retrain_starts_one_process_that_outlives_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in_night(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let a script stand in for the nightly command; it ends when something is written to the gate."""
     stand_in = world.settings.home / "night.sh"
-    stand_in.write_text("#!/bin/sh\necho skipped: 30 votes are missing\nread line < $(dirname $0)/gate\n")
+    stand_in.write_text("#!/bin/sh\necho 30 votes are missing\nread line < $(dirname $0)/gate\n")
     stand_in.chmod(0o755)
     gate = world.settings.home / "gate"
     os.mkfifo(gate)
     monkeypatch.setattr(sys, "executable", str(stand_in))
+    return gate
+
+
+def test_retrain_starts_one_process_that_outlives_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = stand_in_night(world, monkeypatch)
     page = OperatePage(world.operate)
     assert ENGLISH.retrain_started in str(page.retrain())
     assert ENGLISH.retrain_running in str(page.retrain())
@@ -183,3 +247,44 @@ def test_retrain_starts_one_process_that_outlives_the_page(world: World, monkeyp
     assert world.nights.wait() == 0
     assert "30 votes are missing" in world.operate.night_html()
     assert page.tick()[0]
+
+
+def gate_of_a_night(passed: bool) -> list[dict[str, object]]:
+    """Gate rows as the night writes them."""
+    good, bad = Measures((1.0, 1.0), 10.0, 20, 0), Measures((0.0, 0.0), 12.5, 20, 3)
+    return list(decide(good if passed else bad, good, Limits(0.02, 0.02, 10.0, ("a", "b"))).table())
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_korean_page_says_the_gate_in_korean(world: World, passed: bool) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    rows = gate_of_a_night(passed)
+    (folder / "report.json").write_text(json.dumps({"gate": rows, "outcome": "refused"}))
+    reasons = [str(row["note"]) for row in rows if not row["passed"]] or [
+        "adapter-0a1b passed every check and is live."
+    ]
+    outcome, made = ("promoted", "adapter-0a1b") if passed else ("refused", None)
+    world.store.registry.register_adapter("adapter-0a1b", "fake")
+    world.store.registry.finish_run(folder.name, outcome, adapter_id=made, reasons=reasons)  # type: ignore[arg-type]
+    shown = desk_in(world, KOREAN).runs_html()
+    words = re.sub(r"<[^>]*>|adapter-\w+|UTC", " ", shown)
+    assert re.findall(r"[A-Za-z]{2,}", words) == []
+    assert ("12.5" in words) is not passed
+
+
+def test_a_night_skipped_for_too_few_votes_says_so_in_korean(world: World) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    (folder / "report.json").write_text(json.dumps({"counts": {"usable": 3}}))
+    world.store.registry.finish_run(folder.name, "skipped", reasons=["A night needs 30 usable votes and has 3: ..."])
+    shown = desk_in(world, KOREAN).runs_html()
+    assert "A night" not in shown
+    assert KOREAN.run_reasons["too_few"].format(needed=30, usable=3) in shown
+
+
+def test_what_only_the_night_can_say_is_marked_as_english_on_the_korean_page(world: World) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    world.store.registry.finish_run(folder.name, "failed", reasons=["The disk is full."])
+    shown = desk_in(world, KOREAN).runs_html()
+    assert "<span lang='en'>The disk is full.</span>" in shown
+    assert KOREAN.in_english in shown
+    assert "lang=" not in world.operate.runs_html()

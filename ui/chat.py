@@ -4,7 +4,6 @@ The browser sends ids and choices; who said what comes from the database. `shown
 on screen: the path from it up to the root is the page.
 """
 
-import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -18,15 +17,15 @@ from assistant.presets import PRESETS
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
-from feedback_store.records import Message, Vote
-from ui.events import CLOSE_SIDEBAR_JS, LEAVE_JS, MAX_TYPED, REMEMBER_JS, SHORT
+from feedback_store.records import Message
+from ui.bubbles import bubbles, thumb
+from ui.events import CLOSE_SIDEBAR_JS, KEEP_DRAFT_JS, LEAVE_JS, MAX_TYPED, REMEMBER_JS, SHORT
 from ui.feedback import FeedbackDesk, FeedbackParts, Panel, build_feedback, build_vote_bar, notice_update, panel_updates
 from ui.history import history_update
 from ui.replies import Draft, Replies
 from ui.texts import Texts
 
 CURSOR = " ▍"
-FENCE = re.compile(r"(\s*(?:(?:[-*+]|\d+[.)])\s+)*)(`{3,}|~{3,})")
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,18 @@ class ChatDesk:
             if refusal:
                 yield replace(self.at(shown), notice=refusal, keep=text)
                 return
-            question = self._record(text, shown)
+            if newest := self._gone_on(shown):
+                yield replace(newest, keep=text)
+                return
+            path, person = self._own_path(shown) if shown else [], self._store.people.owner().id
+            question, [draft] = self._replies.ask(path, text, preset, person, partial(self._record, text, path))
+        except AssistantError as error:
+            yield replace(self.at(shown), notice=self._texts.error(error), keep=text)
+            return
         except StoreError as error:
             yield replace(self.open(), notice=self._texts.error(error), keep=text)
             return
-        async with aclosing(self._answer(question, preset, text)) as views:
+        async with aclosing(self._stream(question, draft, clear="")) as views:
             async for view in views:
                 yield view
 
@@ -109,14 +115,23 @@ class ChatDesk:
         """Stream another version of the last reply; the earlier ones stay."""
         try:
             path = self._own_path(shown) if shown else []
+            newest = self._gone_on(shown)
         except StoreError as error:
             yield replace(self.open(), notice=self._texts.error(error))
+            return
+        if newest:
+            yield newest
             return
         if not path or self._replies.text_so_far(shown) is not None:
             yield replace(self.at(shown), notice=self._texts.nothing_to_retry)
             return
         question = path[-1] if path[-1].role == "user" else path[-2]
-        async with aclosing(self._answer(question, preset, None)) as views:
+        try:
+            draft = self._replies.retry(question, self._store.people.owner().id, preset)
+        except (AssistantError, StoreError) as error:
+            yield replace(self.at(shown), notice=self._texts.error(error))
+            return
+        async with aclosing(self._stream(question, draft, clear=None)) as views:
             async for view in views:
                 yield view
 
@@ -149,27 +164,26 @@ class ChatDesk:
             return self._texts.still_writing
         return ""
 
-    def _record(self, text: str, shown: str) -> Message:
-        person = self._store.people.owner().id
-        if not shown:
-            conversation = self._store.conversations.start(person)
-            return self._store.conversations.add_user_message(conversation.id, person, text)
-        path = self._own_path(shown)
-        # A reply that failed before its first word is no context: the new message takes its question's place.
-        answered = [message.id for message in path if message.role == "assistant" and message.text.strip()]
-        parent = answered[-1] if answered else None
-        return self._store.conversations.add_user_message(path[-1].conversation_id, person, text, parent)
+    def _record(self, text: str, path: Sequence[Message]) -> Message:
+        conversations, person = self._store.conversations, self._store.people.owner().id
+        if not path:
+            return conversations.add_user_message(conversations.start(person).id, person, text)
+        return conversations.add_user_message(path[-1].conversation_id, person, text, path[-1].id)
 
-    async def _answer(self, question: Message, preset: str, typed: str | None) -> AsyncGenerator[View]:
-        person = self._store.people.owner().id
+    def _gone_on(self, shown: str) -> View | None:
+        """The newest state of a conversation whose last message on screen, or a sibling of it, was continued since.
+
+        Asking from there would begin a branch beside the one of the other tab, and nothing on the page leads back.
+        """
+        if not shown:
+            return None
+        newest = self.open(self._own_path(shown)[-1].conversation_id)
+        beside = {message.id for message in self._store.conversations.siblings(shown)}
+        return None if newest.shown in beside else replace(newest, notice=self._texts.went_on)
+
+    async def _stream(self, question: Message, draft: Draft, clear: str | None) -> AsyncGenerator[View]:
+        """Show a reply as it grows; `clear` empties the message box at its beginning."""
         before = self._view(self._store.conversations.path_to(question.id))
-        try:
-            draft = self._replies.start(question, person, preset)[0]
-        except (AssistantError, StoreError) as error:
-            newest = self._view(self._store.conversations.thread(question.conversation_id, person))
-            yield replace(newest, notice=self._texts.error(error), keep=typed)
-            return
-        clear = None if typed is None else ""
         try:
             async for text in draft.reply.snapshots():
                 if self._replies.is_left(draft):
@@ -216,42 +230,6 @@ class ChatDesk:
     def _with_running_text(self, message: Message) -> Message:
         text = self._replies.text_so_far(message.id)
         return message if text is None else replace(message, text=text + CURSOR)
-
-
-def thumb(vote: Vote | None) -> str | None:
-    """A vote as the Chatbot component names it."""
-    return {1: "Like", -1: "Dislike"}.get(vote.value) if vote else None
-
-
-def bubbles(path: Sequence[Message], texts: Texts) -> list[dict[str, Any]]:
-    """Messages as the Chatbot component takes them, with a note under replies that did not end by themselves."""
-    notes = {"stopped": texts.note_stopped, "failed": texts.note_failed, "interrupted": texts.note_interrupted}
-    shown = []
-    for message in path:
-        note = notes.get(message.state, "") if message.role == "assistant" else ""
-        text = as_typed(message.text) if message.role == "user" else message.text
-        content = f"{close_fence(text)}\n\n*{note}*" if note else text
-        shown.append({"role": message.role, "content": content})
-    return shown
-
-
-def as_typed(text: str) -> str:
-    """What a person wrote, for a component that renders Markdown: nothing in it is markup, and every space stays."""
-    # On one line, since the component takes common indentation away.
-    kept = Texts.escape(text).replace("\n", "&#10;").replace("\t", "&#9;")
-    return f"<pre class='typed'>{kept}</pre>"
-
-
-def close_fence(text: str) -> str:
-    """End a block of code that a reply broke off in, so that what follows stands outside of it."""
-    fence, indent = "", 0
-    for line in text.splitlines():
-        found = FENCE.match(line)
-        if not fence and found:
-            fence, indent = found[2], len(found[1])
-        elif fence and not line.strip().strip(fence[0]) and len(line.strip()) >= len(fence):
-            fence = ""
-    return f"{text}\n{' ' * indent}{fence}" if fence else text
 
 
 def preset_choices(texts: Texts) -> list[tuple[str, str]]:
@@ -448,6 +426,7 @@ def wire_chat(
     leaves = new.click(None, [parts.shown], [parts.left, parts.shown], js=LEAVE_JS, api_visibility="private")
     leaves.then(page.new, [parts.left], outputs, **SHORT).then(**to_chat)
     conversations.input(page.open, [conversations, parts.shown], outputs, **SHORT).then(**to_chat)
+    parts.box.change(None, [parts.box], None, js=KEEP_DRAFT_JS, api_visibility="private")
     # The address names the conversation, so that a reload shows the same one and each tab its own.
     conversations.change(None, [conversations], None, js=REMEMBER_JS, api_visibility="private")
     wire_votes(parts, page, votes)

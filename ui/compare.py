@@ -70,9 +70,7 @@ class CompareDesk:
             return
         person = self._store.people.owner().id
         try:
-            conversation = self._store.conversations.start(person, kind="compare")
-            question = self._store.conversations.add_user_message(conversation.id, person, text)
-            drafts = self._replies.start(question, person, preset, count=2)
+            question, drafts = self._replies.ask([], text, preset, person, partial(self._record, text), count=2)
         except (AssistantError, StoreError) as error:
             yield Round(notice=self._texts.error(error), keep=text)
             return
@@ -83,7 +81,7 @@ class CompareDesk:
                 yield shown
         if _same(drafts):
             try:
-                drafts = [drafts[0], *self._replies.start(question, person, preset)]
+                drafts = [drafts[0], self._replies.retry(question, person, preset)]
             except (AssistantError, StoreError):
                 pass  # two equal replies are still worth showing
             else:
@@ -110,6 +108,10 @@ class CompareDesk:
         except StoreError as error:
             return replace(self.open(), notice=self._texts.error(error))
         return replace(self._round(comparison), notice=self._texts.choice_saved)
+
+    def _record(self, text: str) -> Message:
+        conversations, person = self._store.conversations, self._store.people.owner().id
+        return conversations.add_user_message(conversations.start(person, kind="compare").id, person, text)
 
     async def _stream(self, question: Message, drafts: list[Draft], keep: str | None) -> AsyncGenerator[Round]:
         left, right = drafts

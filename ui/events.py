@@ -17,4 +17,19 @@ CLOSE_SIDEBAR_JS = """() => {
   if (window.innerWidth < 768) document.querySelector('#sidebar.open .toggle-button')?.click();
 }"""
 LEAVE_JS = "(shown) => [shown, '']"
-ASKED_JS = f"() => {{ ({CLOSE_SIDEBAR_JS})(); return new URLSearchParams(location.search).get('c') || ''; }}"
+# What is typed and not sent yet outlives a reload, which the framework does by itself once the app was restarted. It
+# stays in this tab; a browser that may keep nothing keeps nothing.
+KEEP_DRAFT_JS = "(text) => { try { sessionStorage.setItem('draft', text); } catch {} }"
+DRAFT_BACK_JS = """() => {
+  const box = document.querySelector('#message textarea');
+  let draft = '';
+  try { draft = sessionStorage.getItem('draft'); } catch {}
+  if (!box || box.value || !draft) return;
+  box.value = draft;
+  box.dispatchEvent(new Event('input', {bubbles: true}));
+}"""
+ASKED_JS = f"""() => {{
+  ({CLOSE_SIDEBAR_JS})();
+  ({DRAFT_BACK_JS})();
+  return new URLSearchParams(location.search).get('c') || '';
+}}"""

@@ -15,6 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from feedback_store.records import utc_now
+
 TAIL_BYTES = 8192
 RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 PLOT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}\.png")
@@ -37,6 +39,7 @@ class Nights:
         self._home = home
         self._runs_dir = runs_dir
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = ""
         self._lock = threading.Lock()
 
     @property
@@ -52,6 +55,7 @@ class Nights:
             command = [sys.executable, "-m", "finetune", "nightly", "--home", str(self._home)]
             root = Path(__file__).resolve().parent.parent
             search = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH", "")) if part)
+            self._started_at = utc_now()
             with self.log_path.open("wb") as log:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -79,9 +83,9 @@ class Nights:
         return self._process.wait() if self._process else None
 
     @property
-    def started(self) -> bool:
-        """Whether a process was started here at all."""
-        return self._process is not None
+    def started_at(self) -> str:
+        """When the last process was started here, as the store writes time; empty when none was."""
+        return self._started_at
 
     def last_words(self) -> str:
         """The last line that the process wrote."""

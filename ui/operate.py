@@ -42,12 +42,14 @@ class OperateDesk:
         adapter = None if choice == BASE else choice
         try:
             self._check(adapter)
-            self._store.registry.promote(adapter, int(generation))
+            live = self._store.registry.promote(adapter, int(generation))
         except AdapterError as error:
             return self._texts.adapter_error(error)
         except StoreError as error:
             return self._texts.error(error)
-        return self._texts.promoted.format(adapter=self._texts.adapter_name(adapter))
+        moved = live.generation > int(generation)
+        says = self._texts.promoted if moved else self._texts.already_live
+        return says.format(adapter=self._texts.adapter_name(adapter))
 
     def roll_back(self) -> str:
         """Move the pointer back to what answered before."""
@@ -61,10 +63,10 @@ class OperateDesk:
         return self._texts.rolled_back.format(adapter=self._texts.adapter_name(live.adapter_id))
 
     def retrain(self) -> str:
-        """Start the nightly command."""
+        """Start the nightly command; says why not, or nothing, as the night itself tells how far it is."""
         if self._running_run() is not None or not self._nights.start():
             return self._texts.retrain_running
-        return self._texts.retrain_started
+        return ""
 
     def working(self) -> bool:
         """Whether a night is under way."""
@@ -94,15 +96,19 @@ class OperateDesk:
         return f"<h3>{texts.live_title}</h3><p class='live'>{name}</p><p class='muted'>{texts.escape(before)}</p>"
 
     def night_html(self) -> str:
-        """The progress of the night under way, or how the last one that was started here ended."""
-        run = self._running_run()
-        if run is not None:
-            return self._progress_html(self._nights.progress(run.id))
+        """The progress of the night under way, or how the last one ended."""
+        running = self._running_run()
+        if running is not None:
+            return self._progress_html(self._nights.progress(running.id))
+        texts, newest = self._texts, next(iter(self._store.registry.runs(limit=1)), None)
+        # Before the process: a night has ended once its row says so, though its process takes seconds to go.
+        if newest is not None and newest.started_at >= self._nights.started_at:
+            return f"<p class='muted'>{texts.escape(texts.night_ends.get(outcome_of(newest), texts.night_step))}</p>"
         if self._nights.running:
             return self._progress_html(None)
-        if self._nights.started:
-            last = self._nights.last_words()
-            return f"<p class='muted'>{self._texts.escape(self._texts.retrain_ended.format(last=last))}</p>"
+        if self._nights.started_at:
+            last = as_the_night_said(self._nights.last_words(), texts)
+            return f"<p class='muted'>{texts.escape(texts.not_begun).format(last=last)}</p>"
         return ""
 
     def runs_html(self) -> str:
@@ -142,7 +148,8 @@ class OperateDesk:
     def _progress_html(self, progress: Progress | None) -> str:
         if progress is None:
             return f"<p class='muted'>{self._texts.retrain_started}</p>"
-        says = self._texts.progress.format(phase=progress.phase, step=progress.step, total=progress.total)
+        words = self._texts.night_steps.get(progress.phase.partition(" ")[0], self._texts.night_step)
+        says = self._texts.progress.format(words=words, step=progress.step, total=progress.total)
         if progress.eta_s is not None and math.isfinite(progress.eta_s):
             says += ", " + self._texts.time_left.format(minutes=max(1, math.ceil(progress.eta_s / 60)))
         share = round(100 * progress.step / progress.total) if progress.total > 0 else 0
@@ -150,12 +157,12 @@ class OperateDesk:
 
     def _run_html(self, run: Run, unfolded: bool) -> str:
         texts, report = self._texts, self._nights.report(run.id)
-        outcome = run.outcome or run.state
+        outcome = outcome_of(run)
         word = texts.escape(texts.run_outcomes.get(outcome, outcome))
-        reasons = "".join(f"<li>{texts.escape(reason)}</li>" for reason in run.reasons)
+        reasons = "".join(f"<li>{reason}</li>" for reason in run_reasons(run, report, self._needed, texts))
         images = "".join(
             f"<a href='/plots/{run.id}/{name}' target='_blank' title='{texts.escape(texts.enlarge)}'>"
-            f"<img loading='lazy' src='/plots/{run.id}/{name}' alt='{texts.escape(name)}'></a>"
+            f"<img loading='lazy' src='/plots/{run.id}/{name}' alt='{texts.escape(texts.plot)}'></a>"
             for name in self._nights.plots(run.id)
         )
         when = texts.escape(run.started_at[:16].replace("T", " "))
@@ -167,6 +174,31 @@ class OperateDesk:
             + (f"<div class='plots'>{images}</div>" if images else "")
             + "</details>"
         )
+
+
+def outcome_of(run: Run) -> str:
+    """How a run ended, or its state where it did not."""
+    return run.outcome or run.state
+
+
+def as_the_night_said(sentence: str, texts: Texts) -> str:
+    """Quote the night, which speaks English, as HTML: marked so where the page speaks another language."""
+    said = texts.escape(sentence)
+    return f"<span lang='en'>{said}</span> {texts.escape(texts.in_english)}" if texts.in_english else said
+
+
+def run_reasons(run: Run, report: dict[str, Any], needed: int, texts: Texts) -> list[str]:
+    """Say in the page's language, as HTML, why a run ended as it did; what has no words there is quoted."""
+    gate, counts = report.get("gate"), report.get("counts")
+    rows = [row for row in gate if isinstance(row, dict)] if isinstance(gate, list) else []
+    said = {str(row.get("note")): _gate_words(row, texts)[1] for row in rows}
+    usable = counts.get("usable") if isinstance(counts, dict) else None
+    words = texts.run_reasons
+    if words and run.outcome == "promoted" and run.adapter_id:
+        return [texts.escape(words["promoted"].format(adapter=texts.adapter_name(run.adapter_id)))]
+    if words and run.outcome == "skipped" and isinstance(usable, int) and usable < needed:
+        return [texts.escape(words["too_few"].format(needed=needed, usable=usable))]
+    return [said.get(reason) or as_the_night_said(reason, texts) for reason in run.reasons]
 
 
 def gate_table(rows: Any, texts: Texts) -> str:
@@ -182,10 +214,20 @@ def gate_table(rows: Any, texts: Texts) -> str:
 def _gate_row(row: dict[str, Any], texts: Texts) -> str:
     passed = bool(row.get("passed"))
     result = f"<td class='{'good' if passed else 'bad'}'>{texts.passed if passed else texts.not_passed}</td>"
-    note = texts.escape(str(row.get("note", "")))
+    name, note = _gate_words(row, texts)
     numbers = "".join(f"<td>{texts.escape(_number(row.get(key)))}</td>" for key in ("live", "candidate", "limit"))
-    name = texts.escape(str(row.get("check", "")))
     return f"<tr><th scope='row'>{name}<p class='muted'>{note}</p></th>{numbers}{result}</tr>"
+
+
+def _gate_words(row: dict[str, Any], texts: Texts) -> tuple[str, str]:
+    """Name and sentence of a check, as HTML: this language's, filled with the row's numbers, or the report's own."""
+    name, note = str(row.get("check", "")), str(row.get("note", ""))
+    words = texts.gate_checks.get(name)
+    if words is None:
+        return as_the_night_said(name, texts), as_the_night_said(note, texts)
+    says = words.passed if row.get("passed") else words.not_passed
+    numbers = {key: _number(row.get(key)) for key in ("candidate", "limit")}
+    return texts.escape(words.name), texts.escape(says.format(**numbers))
 
 
 def _number(value: Any) -> str:

@@ -1,14 +1,14 @@
 """From a stored question to stored replies: the one place of the web app that starts and ends them.
 
-A reply's row exists before its first token and is closed whatever happens: finished, stopped, failed, tab closed.
-Knows nothing about pages.
+A reply's row exists before its text is shown and is closed whatever happens: finished, stopped, failed, tab
+closed. Knows nothing about pages.
 """
 
 import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from assistant.engine import Engine, Finish, Reply, Request, Sampling
@@ -16,10 +16,12 @@ from assistant.engine import Message as Turn
 from assistant.presets import PRESETS, Preset
 from assistant.settings import Settings
 from feedback_store import Store
+from feedback_store.conversations import read_by_model
 from feedback_store.errors import StoreError
 from feedback_store.records import Message, MessageState, Origin
 
 SEED_LIMIT = 2**31
+Record = Callable[[], Message]
 _STATES: Mapping[Finish, MessageState] = {"stop": "done", "length": "done", "cancelled": "stopped", "failed": "failed"}
 
 
@@ -44,31 +46,64 @@ class Replies:
         self._running: dict[str, Draft] = {}
         self._left: set[str] = set()
 
-    def start(self, question: Message, person_id: int, preset_key: str, count: int = 1) -> list[Draft]:
-        """Begin `count` replies to one stored question, from the same settings and different seeds.
+    def ask(
+        self, before: Sequence[Message], text: str, preset_key: str, person_id: int, record: Record, count: int = 1
+    ) -> tuple[Message, list[Draft]]:
+        """Begin `count` replies to a new question, from the same settings and different seeds.
 
-        The live adapter is read here, so that a promotion answers the next message.
+        The engine is asked first, so that what it refuses is not stored and can be sent again.
+
+        Args:
+            before: the path that the question follows.
+            record: stores the question and returns it.
 
         Raises:
-            AssistantError: the engine refused; the rows are closed as failed before this leaves.
+            AssistantError: the engine refused; nothing was stored.
+            StoreError: the question could not be stored; nothing goes on.
+        """
+        turns = _turns(before)
+        if turns and turns[-1]["role"] == "user":
+            turns.pop()  # it got no answer, and roles must alternate
+        begun = self._submit([*turns, Turn(role="user", content=text)], preset_key, count)
+        try:
+            question = record()
+        except StoreError:
+            _cancel(begun)
+            raise
+        return question, self._begin(question, person_id, begun)
+
+    def retry(self, question: Message, person_id: int, preset_key: str) -> Draft:
+        """Begin another reply to a stored question.
+
+        Raises:
+            AssistantError: the engine refused; nothing was stored.
             StoreError: the question is not this person's.
         """
+        turns = _turns(self._store.conversations.path_to(question.id))
+        return self._begin(question, person_id, self._submit(turns, preset_key, 1))[0]
+
+    def _submit(self, turns: list[Turn], preset_key: str, count: int) -> list[tuple[Origin, Reply]]:
+        """Start replies; the live adapter is read here, so that a promotion answers the next message."""
         preset = PRESETS.get(preset_key, PRESETS["plain"])
         adapter = self._store.registry.live().adapter_id
-        turns = prompt_turns(self._store.conversations.path_to(question.id), preset.system)
+        messages = [Turn(role="system", content=preset.system), *turns]
         samplings = [self._draw(seed) for seed in _distinct_seeds(count)]
-        rows: list[Message] = []
-        replies: list[Reply] = []
+        replies = self._engine.submit([Request(messages, sampling, adapter) for sampling in samplings])
+        origins = [self._origin(adapter, preset, sampling) for sampling in samplings]
+        return list(zip(origins, replies, strict=True))
+
+    def _begin(self, question: Message, person_id: int, begun: Sequence[tuple[Origin, Reply]]) -> list[Draft]:
+        """Store that these replies are under way."""
+        drafts: list[Draft] = []
         try:
-            for sampling in samplings:
-                origin = self._origin(adapter, preset, sampling)
-                rows.append(self._store.conversations.begin_reply(question.id, person_id, origin))
-            replies = self._engine.submit([Request(turns, sampling, adapter) for sampling in samplings])
-        finally:
-            if not replies:
-                for row in rows:
-                    self._store.conversations.finish_reply(row.id, "", "failed", "failed", 0)
-        drafts = [Draft(row, reply) for row, reply in zip(rows, replies, strict=True)]
+            for origin, reply in begun:
+                row = self._store.conversations.begin_reply(question.id, person_id, origin)
+                drafts.append(Draft(row, reply))
+        except StoreError:
+            _cancel(begun)
+            for draft in drafts:
+                self.close(draft)
+            raise
         self._running.update((draft.message.id, draft) for draft in drafts)
         threading.Thread(target=self._keep_parts, args=(drafts,), daemon=True).start()
         return drafts
@@ -129,10 +164,13 @@ class Replies:
         )
 
 
-def prompt_turns(path: Sequence[Message], system: str) -> list[Turn]:
-    """What the model reads: the system prompt, then every turn of the path that holds text."""
-    turns = [Turn(role=message.role, content=message.text) for message in path if message.text.strip()]
-    return [Turn(role="system", content=system), *turns]
+def _turns(path: Sequence[Message]) -> list[Turn]:
+    return [Turn(role=message.role, content=message.text) for message in read_by_model(path)]
+
+
+def _cancel(begun: Sequence[tuple[Origin, Reply]]) -> None:
+    for _, reply in begun:
+        reply.cancel()
 
 
 def _distinct_seeds(count: int) -> list[int]:
