@@ -12,10 +12,9 @@ from assistant.errors import AdapterError, PromptTooLong
 
 
 def echo_script(request: Request) -> str:
-    """Answer with the last message, the adapter, and a word that depends on the seed."""
+    """Answer with the last message, the adapter and the seed."""
     last: Message = request.messages[-1]
-    mood = ("gladly", "briefly", "slowly", "plainly")[request.sampling.seed % 4]
-    return f"You said: {last['content']} ({request.adapter or 'base'}, {mood})"
+    return f"You said: {last['content']} ({request.adapter or 'base'}, seed {request.sampling.seed})"
 
 
 class FakeEngine:

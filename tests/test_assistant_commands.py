@@ -22,7 +22,7 @@ def lines(path: Path, *rows: object) -> Path:
 
 def test_ask_prints_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", "hello", "--adapter", "base"]) == 0
-    assert capsys.readouterr().out == "You said: hello (base, gladly)\n"
+    assert capsys.readouterr().out == "You said: hello (base, seed 0)\n"
 
 
 def test_ask_uses_the_live_adapter_of_the_home(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
