@@ -59,7 +59,7 @@ def ask(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def chat(args: argparse.Namespace, settings: Settings) -> int:
-    """Hold a conversation in the terminal; an empty line or end of input ends it."""
+    """Hold a conversation in the terminal; the end of input ends it."""
     engine = build_engine(settings)
     messages: list[Message] = _system(args.preset)
     said: list[Message] = []
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("ask", help="one answer, streamed")
     one.add_argument("text")
     one.set_defaults(run=ask)
-    conversation = commands.add_parser("chat", help="a conversation in the terminal")
+    conversation = commands.add_parser("chat", help="a conversation in the terminal, until Ctrl-D")
     conversation.set_defaults(run=chat)
     many = commands.add_parser("batch", help='lines {"messages": […]} in, the same lines with "reply" out')
     many.add_argument("input", metavar="IN.jsonl")
@@ -185,6 +185,8 @@ def _stream(reply: Reply, silent: bool) -> None:
             sys.stdout.flush()
     if not silent:
         sys.stdout.write("\n")
+        if reply.finish == "length":
+            sys.stderr.write("(The reply was cut off at its longest; --max-new-tokens allows more.)\n")
 
 
 def _typed_lines(silent: bool) -> Iterator[str]:
@@ -193,9 +195,10 @@ def _typed_lines(silent: bool) -> Iterator[str]:
             sys.stdout.write("> ")
             sys.stdout.flush()
         line = sys.stdin.readline()
-        if not line.strip():
+        if not line:
             return
-        yield line.strip()
+        if line.strip():
+            yield line.strip()
 
 
 def _read_conversations(path: Path) -> Iterator[list[Message]]:

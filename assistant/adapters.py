@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assistant.errors import AdapterDamaged, AdapterForOtherBase, AdapterMissing
+from assistant.errors import AdapterDamaged, AdapterError, AdapterForOtherBase, AdapterMissing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,13 +93,23 @@ def write_adapter(
         (folder / MANIFEST).write_text(json.dumps({"id": adapter_id, **manifest}, indent=2))
         _sync(folder / MANIFEST)
         _sync(folder)
-        target = adapters_dir / adapter_id
-        if not (target / MANIFEST).exists():
-            os.replace(folder, target)
-            _sync(adapters_dir)
-        return verify_adapter(target, base_id)
+        return _put_in_place(folder, adapters_dir / adapter_id, base_id)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, target: Path, base_id: str) -> AdapterInfo:
+    """Give a written folder its name; a whole one of that name stays, one that is damaged is replaced."""
+    if target.exists():
+        try:
+            return verify_adapter(target, base_id)
+        except AdapterError:
+            damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=target.parent))
+            os.replace(target, damaged / target.name)
+            shutil.rmtree(damaged, ignore_errors=True)
+    os.replace(folder, target)
+    _sync(target.parent)
+    return verify_adapter(target, base_id)
 
 
 def verify_adapter(folder: Path, base_id: str) -> AdapterInfo:

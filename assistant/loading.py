@@ -82,6 +82,8 @@ def resolve_base(settings: Settings) -> Base:
         return _converted(path, settings.cache_dir, path.stem)
     if path.is_dir():
         return Base(path, _folder_id(path), path.name)
+    if path.is_absolute() or source.startswith(("./", "../", "~")):
+        raise ModelUnavailable(f"There is no folder {path}. Set NIGHTSCHOOL_MODEL to a model's folder that exists.")
     folder = _download(source)
     return Base(folder, _folder_id(folder), source)
 

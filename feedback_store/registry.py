@@ -296,19 +296,30 @@ class Registry:
                 return before
             return _move(db, before, adapter_id, "promote")
 
-    def rollback(self) -> Live:
+    def rollback(self, expected_generation: int | None = None) -> Live:
         """Move the live pointer back to what was live before; doing so twice returns to where it was.
 
+        Args:
+            expected_generation: what `live()` said when the decision was made; None takes what is live now.
+
         Raises:
+            StaleGeneration: somebody moved it meanwhile; going back would undo their decision unseen.
             NothingToRollBack: nothing was ever promoted.
             BadInput: what was live before has been retired since.
             TaintedAdapter: it learned from somebody who has been erased or has withdrawn since.
         """
         with self._connections.write() as db:
             before = _read_live(db)
+            if expected_generation not in (None, before.generation):
+                raise StaleGeneration("The live adapter was changed meanwhile; look at it again, then decide.")
             if before.generation == 0:
                 raise NothingToRollBack("Nothing was promoted yet, so there is nothing to go back to.")
             return _move(db, before, before.previous_id, "rollback")
+
+    def was_live(self, adapter_id: str) -> bool:
+        """Say whether an adapter has ever been live."""
+        with self._connections.read() as db:
+            return one_row(db, "SELECT 1 FROM live_event WHERE adapter_id = ? LIMIT 1", [adapter_id]) is not None
 
     def history(self, limit: int = 20) -> list[LiveMove]:
         """Return the moves of the live pointer, newest first."""

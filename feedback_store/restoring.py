@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from feedback_store.connection import connect, translated
-from feedback_store.errors import BadInput, StoreBusy, StoreDamaged, StoreError
+from feedback_store.errors import BadInput, NotOurFile, StoreBusy, StoreDamaged, StoreError
 from feedback_store.integrity import find_problems
 from feedback_store.opening import check_header, copy_database, locked, prepare
 
@@ -50,7 +50,10 @@ def restore(path: Path, backup: Path) -> Path | None:
 
 def _copy_checked(backup: Path, target: Path) -> None:
     """Copy the backup, bring the copy to this version, and look at every row of it."""
-    check_header(backup)
+    try:
+        check_header(backup)
+    except (NotOurFile, StoreDamaged) as error:
+        raise type(error)(f"{backup} is no whole Nightschool database; name another backup.") from error
     try:
         source = connect(backup, options="mode=ro")
         try:

@@ -16,6 +16,7 @@ from assistant.adapters import AdapterInfo, verify_adapter
 from assistant.errors import AdapterMissing
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
+from feedback_store.registry import Registry
 from finetune.collect import collect_votes, divide_votes, gather, read_examples
 from finetune.errors import BadData, NothingToLearn, UnknownRun
 from finetune.examples import Example, select_method
@@ -155,20 +156,23 @@ def promote(args: argparse.Namespace) -> int:
     """Put an adapter live after checking its files."""
     settings = load_settings(args.home)
     with ExitStack() as stack:
-        store = _open(settings, stack)
-        generation = store.registry.live().generation
-        adapter_id = None if args.adapter == "base" else store.registry.get_adapter(args.adapter).id
-        if adapter_id is not None:
-            verify_adapter(settings.adapters_dir / adapter_id, store.registry.get_adapter(adapter_id).base_id)
-        live = store.registry.promote(adapter_id, generation)
+        registry = _open(settings, stack).registry
+        before = registry.live()
+        adapter_id = {"base": None, "live": before.adapter_id}.get(args.adapter, args.adapter)
+        _check_files(adapter_id, settings, registry)
+        live = registry.promote(adapter_id, before.generation)
     _say_live(args, live.adapter_id, live.previous_id)
     return 0
 
 
 def rollback(args: argparse.Namespace) -> int:
     """Put back live what was live before."""
+    settings = load_settings(args.home)
     with ExitStack() as stack:
-        live = _open(load_settings(args.home), stack).registry.rollback()
+        registry = _open(settings, stack).registry
+        before = registry.live()
+        _check_files(before.previous_id, settings, registry)
+        live = registry.rollback(before.generation)
     _say_live(args, live.adapter_id, live.previous_id)
     return 0
 
@@ -220,7 +224,10 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _open(settings: Settings, stack: ExitStack) -> Store:
-    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise BadData(f"{settings.home} is not a folder; give another one with --home.") from error
     store = open_store(settings.database_path)
     stack.callback(store.close)
     return store
@@ -230,6 +237,12 @@ def _heldout(settings: Settings, store: Store) -> list[Example]:
     night = settings.night
     votes = collect_votes(store, now=datetime.now(UTC), half_life_days=night.half_life_days)
     return list(divide_votes(votes, "auto", night.holdout_share, night.seed).heldout)
+
+
+def _check_files(adapter_id: str | None, settings: Settings, registry: Registry) -> None:
+    """Check an adapter before it goes live: every chat would fail with one that is damaged."""
+    if adapter_id is not None:
+        verify_adapter(settings.adapters_dir / adapter_id, registry.get_adapter(adapter_id).base_id)
 
 
 def _adapter_folder(name: str, settings: Settings, store: Store) -> Path | None:

@@ -137,6 +137,13 @@ def _night(night: _Night, now: datetime) -> NightResult:
     _note_training(night, made)
     if made.adapter.id == live.adapter_id:
         return _finish(night, "skipped", "Nothing has changed since the adapter that is live: tonight's is the same.")
+    if night.store.registry.was_live(made.adapter.id):  # a person's rollback must outlast the night
+        return _finish(
+            night,
+            "skipped",
+            f"Nothing has changed since {made.adapter.id} was taken out of service: tonight's is the same. "
+            "Promote it by hand, or wait for new votes.",
+        )
     night.progress("examine", 0, 1)
     try:
         verify_adapter(made.adapter.folder, base.id)  # from the disk, as the app will read it

@@ -93,6 +93,15 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         verify_adapter(info.folder, "base-1")
 
 
+def test_writing_a_damaged_adapter_again_makes_it_whole(tmp_path: Path) -> None:
+    info = random_adapter(tmp_path)
+    for name in (TENSORS, MANIFEST):
+        (info.folder / name).write_bytes(b"broken")
+        assert random_adapter(tmp_path).id == info.id
+        assert verify_adapter(info.folder, "base-1").id == info.id
+    assert [path.name for path in tmp_path.iterdir()] == [info.id]
+
+
 def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     info = random_adapter(tmp_path)
     (info.folder / MANIFEST).unlink()

@@ -104,7 +104,7 @@ def test_wrong_usage_is_exit_status_two() -> None:
 def test_chat_ends_with_its_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nbye\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nbye\n"))
     assert main(["chat", "--adapter", "base"]) == 0
     out = capsys.readouterr().out
     assert "You said: hello" in out and "You said: bye" in out

@@ -96,7 +96,10 @@ def test_a_day_at_the_operators_desk(tiny: Path, run: Runner, monkeypatch: pytes
     assert [r["outcome"] for r in run.json("runs")["runs"]] == ["promoted"]
     assert run.json("report", night["run"])["outcome"] == "promoted"
     assert "## Gate" in run.text("report", "last")
+    assert run.json("promote", "live")["live"] == night["adapter"]
     assert run.json("rollback") == {"live": "base", "previous": night["adapter"]}
+    again = run.json("nightly")
+    assert again["outcome"] == "skipped" and "taken out of service" in again["reasons"][0]
     assert run.json("promote", night["adapter"])["live"] == night["adapter"]
     found = run.json("evaluate", "live")
     assert found["adapter"] == night["adapter"] and found["n"] == night_heldout(run, night)
@@ -180,6 +183,26 @@ def test_an_adapter_of_another_base_or_a_damaged_one_is_refused(
     assert "another model" in run.error("evaluate", str(out), "--data", str(data))
     (out / "adapter_model.safetensors").write_bytes(b"broken")
     assert "damaged" in run.error("evaluate", str(out), "--data", str(data))
+
+
+@pytest.mark.long
+def test_a_damaged_adapter_is_not_rolled_back_to_and_the_next_night_makes_it_whole(
+    tiny: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)  # a random model may loop
+    vote(tiny, 20)
+    adapter = run.json("nightly")["adapter"]
+    run.json("promote", "base")
+    tensors = load_settings().adapters_dir / adapter / "adapter_model.safetensors"
+    tensors.write_bytes(b"broken")
+    assert "damaged" in run.error("rollback")
+    run.json("nightly")
+    assert run.json("rollback")["live"] == adapter
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path, run: Runner) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in run.error("nightly", "--home", str(tmp_path / "file"))
 
 
 def test_a_model_that_is_not_there_is_one_sentence(

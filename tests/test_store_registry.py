@@ -139,6 +139,16 @@ def test_the_pointer_starts_at_the_bare_base_and_keeps_its_history(store: Store)
     assert [move.generation for move in registry.history(limit=1)] == [5]
 
 
+def test_a_rollback_decided_on_an_older_state_is_refused(store: Store) -> None:
+    registry = store.registry
+    registry.promote("a", 0)
+    registry.rollback(1)
+    with pytest.raises(StaleGeneration):
+        registry.rollback(1)
+    assert registry.live() == Live(None, "a", 2)
+    assert registry.was_live("a") and not registry.was_live("b")
+
+
 def test_the_first_rollback_leads_to_the_bare_base(store: Store) -> None:
     store.registry.promote("a", 0)
     assert store.registry.rollback() == Live(None, "a", 2)

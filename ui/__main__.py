@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import signal
 import socket
 import sys
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             serve(settings, listener, as_json=options.json)
     except (CannotServe, AssistantError, StoreError) as error:
+        if options.json:
+            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
