@@ -391,6 +391,57 @@ def test_what_is_typed_and_not_sent_outlives_a_restart_of_the_app(browser: Brows
         page.context.close()
 
 
+def test_half_written_feedback_survives_the_next_message(browser: Browser, address: str) -> None:
+    """The end of a stream once moved the panel to the new reply, and sending closed an open better answer."""
+    visitor = Visitor(browser, address)
+    page = visitor.open()
+    visitor.send("one")
+    eventually(lambda: "one" in visitor.reply(), "no reply came")
+    visitor.settle()
+    page.click("#open-rewrite")
+    page.fill("#rewrite-text textarea", "My own words")
+    visitor.send(LONG)
+    eventually(lambda: "word1" in visitor.reply(), "the reply never began")
+    expect(page.locator("#rewrite-panel")).to_be_visible()
+    expect(page.locator("#reply-caption")).to_contain_text("Reply 1 of 2")
+    visitor.settle()
+    assert page.input_value("#rewrite-text textarea") == "My own words"
+    page.click("#rewrite-save")
+    visitor.told("Your answer is saved.")
+    visitor.send(LONG)
+    eventually(lambda: page.locator("#chat .bot.message").count() == 3, "the reply never began")
+    expect(page.locator("#rewrite-panel")).to_be_hidden()
+    page.get_by_label("Like", exact=True).first.click()
+    visitor.told("Your vote is saved.")
+    page.fill("#vote-comment textarea, #vote-comment input", "not saved yet")
+    visitor.settle()
+    page.wait_for_load_state("networkidle")
+    assert page.input_value("#vote-comment textarea, #vote-comment input") == "not saved yet"
+    expect(page.locator("#reply-caption")).to_contain_text("Reply 1 of 3")
+    page.context.close()
+
+
+def test_what_is_typed_after_the_app_died_in_the_middle_of_a_reply_is_kept(browser: Browser, home: Path) -> None:
+    """The framework tells of no change any more once its stream broke off."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running_app(home, "--port", str(port)) as (where, process):
+        visitor = Visitor(browser, where)
+        page = visitor.open()
+        visitor.send(LONGER)
+        eventually(lambda: "word1" in visitor.reply(), "the reply never began")
+        process.kill()
+        process.wait(timeout=20)
+        page.wait_for_timeout(1000)
+        page.evaluate("window.before = true")
+        page.locator("#message textarea").press_sequentially("my next thought")
+    with running_app(home, "--port", str(port)):
+        page.wait_for_function("window.before === undefined")
+        expect(page.locator("#message textarea")).to_have_value("my next thought")
+        expect(page.locator("#chat .bot.message")).to_contain_text("The app was closed while this was being written.")
+        page.context.close()
+
+
 def test_a_second_tab_that_was_left_behind_shows_where_the_conversation_went(browser: Browser, address: str) -> None:
     visitor = Visitor(browser, address)
     page = visitor.open()

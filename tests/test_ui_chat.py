@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
 import pytest
 
 from assistant.engine import Reply, Request
 from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
 from assistant.fake import FakeEngine
 from feedback_store.errors import StoreError
+from feedback_store.records import Message
 from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, socratic_script
 from ui.bubbles import bubbles, close_fence
-from ui.chat import View
-from ui.replies import Replies
+from ui.chat import ChatPage
+from ui.replies import Draft, Replies
 from ui.texts import ENGLISH
+from ui.view import View
 
 LONG = " ".join(f"word{number}" for number in range(40))
 Make = Callable[..., World]
@@ -305,3 +309,89 @@ def test_reopening_shows_the_newest_branch_with_its_thumbs(make: Make) -> None:
     view = world.chat.open(first.conversation_id)
     assert view.shown == first.shown
     assert view.votes == ("Like",)
+
+
+def start(world: World, text: str = LONG) -> Draft:
+    """Begin a reply as another page does."""
+    question, [draft] = world.replies.ask([], text, "plain", world.person, lambda: store_question(world, text))
+    assert draft.message.parent_id == question.id
+    return draft
+
+
+def store_question(world: World, text: str) -> Message:
+    conversations = world.store.conversations
+    return conversations.add_user_message(conversations.start(world.person).id, world.person, text)
+
+
+def page_of(world: World) -> ChatPage:
+    return ChatPage(world.chat, world.votes, world.store, ENGLISH)
+
+
+def test_a_reply_of_another_page_is_followed_to_its_end(make: Make) -> None:
+    """A tab that opened such a reply once showed a fragment of it and Stop for good."""
+    world = make(FakeEngine(seconds_per_word=0.01))
+    page = page_of(world)
+    seen: list[View | None] = []
+    ticks: list[list[Any]] = []
+    size = len(page.updates(View()))
+
+    def look(view: View) -> None:
+        if view.busy:
+            seen.append(world.chat.follow(view.shown))
+            ticks.append(page.follow(view.shown, "", "", "", outputs=size))
+
+    ended = play(world.chat.ask(LONG, "plain", ""), look)[-1]
+    assert len({view.path[-1].text for view in seen if view and view.busy}) > 2
+    assert all(len(tick) == size for tick in ticks)
+    assert world.chat.follow(ended.shown) == ended
+    end = page.follow(ended.shown, "", "", "", outputs=size)
+    assert end[5]["visible"] is False
+    assert ended.shown in end  # the vote panel is about it
+    assert page.follow("", "", "", "", outputs=size) == [gr.skip()] * size
+
+
+def test_the_end_of_a_followed_reply_is_shown_only_once_it_is_written_down(make: Make) -> None:
+    world = make()
+    question = store_question(world, "one")
+    first = ask(world, "two")
+    assert first.path[-1].origin is not None
+    row = world.store.conversations.begin_reply(question.id, world.person, first.path[-1].origin)
+    assert world.chat.follow(row.id) is None
+    world.store.conversations.finish_reply(row.id, "whole", "done", "stop", 1)
+    ended = world.chat.follow(row.id)
+    assert ended is not None
+    assert ended.path[-1].text == "whole"
+
+
+def test_leaving_a_reply_that_another_page_started_does_not_stop_it(make: Make) -> None:
+    world = make(FakeEngine(seconds_per_word=0.05))
+    page = page_of(world)
+    draft = start(world)
+    shown, opened = draft.message.id, page.open("")
+    followed = opened[11]
+    assert followed == shown
+    page.new(shown, followed)
+    page.open("", shown, followed)
+    assert not draft.reply.cancelled
+    page.new(shown, "")
+    assert draft.reply.cancelled
+    world.replies.close(draft)
+
+
+def test_a_refusal_changes_nothing_about_whose_reply_is_on_screen(make: Make) -> None:
+    world = make(FakeEngine(seconds_per_word=0.05))
+    page = page_of(world)
+    draft = start(world)
+    [refused] = play(page.ask("too early", "plain", draft.message.id, "", "", ""))
+    assert ENGLISH.still_writing in str(refused[2])
+    assert refused[11] == gr.skip()
+    assert refused[12].active
+    world.replies.close(draft)
+
+
+def test_a_page_s_own_stream_is_not_followed_as_well(make: Make) -> None:
+    world = make(FakeEngine(seconds_per_word=0.01))
+    pages = play(page_of(world).ask(LONG, "plain", "", "", "", ""))
+    for page in (pages[0], pages[-1]):
+        assert page[11] == ""
+        assert not page[12].active

@@ -1,11 +1,14 @@
 """The compare page's handlers: two replies, sides drawn here, nothing revealed before the choice."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from assistant.errors import EngineBusy
+from feedback_store.errors import StoreError
 from tests.ui_support import RefusingEngine, World, fixed_script, leave_after, make_world, play
 from ui.compare import ComparePage, Round
 from ui.texts import ENGLISH
@@ -137,3 +140,49 @@ def test_an_unanswered_comparison_can_be_reopened_and_answered_later(world: Worl
     assert world.compare.past() == [("first", "tie")]
     for key in (None, "no-such-id"):
         assert world.compare.reopen(key).notice == ENGLISH.reload_page
+
+
+def test_a_comparison_that_was_broken_off_is_told_at_the_next_opening(world: World) -> None:
+    """It once vanished without a word."""
+    ask(world, "an earlier one")
+    world.engine.seconds_per_word = 0.02
+    leave_after(world.compare.ask("a " * 50, "plain"), 3)
+    shown = world.compare.open()
+    assert (shown.stage, shown.prompt, shown.keep) == ("empty", "a " * 50, "a " * 50)
+    assert shown.notice == ENGLISH.broken_off
+    assert world.compare.choose("no-such-id", "left").keep is None
+    world.engine.seconds_per_word = 0
+    assert ask(world, shown.prompt) == world.compare.open()
+
+
+def test_a_comparison_under_way_in_another_tab_is_waited_for(world: World) -> None:
+    world.engine.script = fixed_script("one of many words", "another of many words")
+    world.engine.seconds_per_word = 0.02
+    page = ComparePage(world.compare, ENGLISH)
+    opened: list[Round] = []
+    ended = play(world.compare.ask("Which?", "plain"), lambda shown: opened.append(world.compare.open()))[-1]
+    assert {(shown.waiting, shown.keep, shown.notice) for shown in opened[:-1]} == {
+        (True, None, ENGLISH.answers_under_way)
+    }
+    assert page.updates(opened[0])[-1].active
+    assert world.compare.open() == ended
+    assert not page.tick("")[-1].active
+
+
+def test_answers_that_have_just_ended_were_not_broken_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(world.store.votes, "show_comparison", full)
+    assert ask(world).notice == "The disk is full."
+    assert world.compare.open().waiting
+    monkeypatch.setattr("ui.compare.MOMENT", timedelta(0))
+    assert world.compare.open().notice == ENGLISH.broken_off
+
+
+def test_a_prompt_that_comes_back_replaces_nothing_that_is_typed(world: World) -> None:
+    world.engine.seconds_per_word = 0.02
+    leave_after(world.compare.ask("a " * 50, "plain"), 3)
+    page = ComparePage(world.compare, ENGLISH)
+    assert page.tick("typed")[1] == gr.skip()
+    assert page.tick(" ")[1] == "a " * 50

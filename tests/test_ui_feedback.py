@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
 
 from feedback_store.records import Vote
 from tests.ui_support import World, leave_after, make_world, play
-from ui.feedback import panel_updates
+from ui.feedback import meanwhile_updates, panel_updates, settled_updates
 from ui.texts import ENGLISH
 
 
@@ -99,7 +100,7 @@ def test_a_vote_on_a_stale_id_falls_to_nobody_elses_reply(world: World, shown: s
 
 
 def test_an_unfinished_reply_cannot_be_voted_on(world: World) -> None:
-    world.engine.seconds_per_word = 0.05
+    world.engine.seconds_per_word = 1.0
     leave_after(world.chat.ask("stop at once", "plain", ""), 1)
     shown = world.chat.open().shown
     assert world.votes.thumb("", shown, 1).notice == ENGLISH.not_votable
@@ -118,3 +119,43 @@ def test_the_page_offers_only_the_reasons_of_the_side(world: World, shown: str) 
     assert ("Told the answer", "told_the_answer") in down[6]["choices"]
     up = panel_updates(world.votes.thumb("", shown, 1), ENGLISH)
     assert ("Told the answer", "told_the_answer") not in up[6]["choices"]
+
+
+def settled(world: World, shown: str, selected: str, comment: str = "", rewrite: str = "") -> list[Any]:
+    return settled_updates(world.votes, ENGLISH, shown, selected, comment, rewrite)
+
+
+def test_the_end_of_a_reply_moves_the_panel_unless_something_is_written_there(world: World, shown: str) -> None:
+    first = world.store.conversations.path_to(shown)[1]
+    world.votes.thumb(first.id, shown, 1, "")
+    for untouched in ("", " ", first.text):
+        assert settled(world, shown, first.id, "", untouched)[0] == shown
+    for comment, rewrite in (("half a thou", ""), ("", "My own words")):
+        assert world.votes.unsaved(first.id, comment, rewrite) == (bool(comment), bool(rewrite))
+        kept = settled(world, shown, first.id, comment, rewrite)
+        assert "Reply 1 of 2" in kept.pop(2)
+        assert kept == [gr.skip()] * 9
+    world.votes.explain(first.id, shown, [], "half a thou")
+    assert settled(world, shown, first.id, "half a thou")[0] == shown
+
+
+def test_sending_closes_the_panel_unless_something_is_written_there(world: World, shown: str) -> None:
+    closed = meanwhile_updates(world.votes, ENGLISH, shown, True, (shown, "", ""))
+    assert closed[8]["visible"] is False
+    kept = meanwhile_updates(world.votes, ENGLISH, shown, True, (shown, "", "My own words"))
+    assert kept[:2] + kept[3:] == [gr.skip()] * 9
+
+
+def test_what_is_written_about_a_reply_outlives_a_retry(world: World, shown: str) -> None:
+    world.votes.thumb("", shown, -1)
+    version = play(world.chat.retry("plain", shown))[-1].shown
+    moved = settled(world, version, shown, "too long", "My own words")
+    assert moved[0] == version
+    assert moved[-2:] == [gr.update(visible=True), gr.skip()]
+    assert stored(world, shown).comment == "too long"
+
+
+def test_ids_that_nobody_knows_hold_nothing_unsaved(world: World, shown: str) -> None:
+    assert world.votes.unsaved("no-such-id", "comment", "answer") == (False, False)
+    assert world.votes.unsaved("", "comment", "answer") == (False, False)
+    assert settled(world, shown, "no-such-id", "comment", "answer")[0] == shown

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from filelock import FileLock
 
@@ -82,7 +83,7 @@ def test_promotion_and_rollback_move_the_pointer(world: World) -> None:
     assert world.store.registry.live().adapter_id == "night-1"
     assert "changed meanwhile" in world.operate.promote("base", generation)
     assert world.store.registry.live().adapter_id == "night-1"
-    assert "Base model answers" in world.operate.roll_back()
+    assert "Base model answers" in world.operate.roll_back(world.operate.generation())
     assert world.store.registry.live().adapter_id is None
 
 
@@ -107,7 +108,7 @@ def test_a_damaged_or_foreign_adapter_goes_live_neither_way(world: World) -> Non
     world.operate.promote("base", world.operate.generation())
     damage(first)
     before = world.store.registry.live()
-    assert "The adapter night-1 is damaged" in world.operate.roll_back()
+    assert "The adapter night-1 is damaged" in world.operate.roll_back(world.operate.generation())
     assert world.store.registry.live() == before
 
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_promoted_gets_a_sentence(world: World) -> None:
     assert world.operate.promote(None, "0") == ENGLISH.reload_page
     assert world.operate.promote("base", "x") == ENGLISH.reload_page
     assert "No adapter" in world.operate.promote("unknown", "0")
-    assert "nothing to go back to" in world.operate.roll_back()
+    assert "nothing to go back to" in world.operate.roll_back(world.operate.generation())
     world.store.registry.register_adapter("weak", "fake", state="refused")
     assert world.operate.adapters() == ([("Base model", "base")], "base")
 
@@ -246,7 +247,7 @@ def test_retrain_starts_one_process_that_outlives_the_page(world: World, monkeyp
     gate.write_text("go\n")
     assert world.nights.wait() == 0
     assert "30 votes are missing" in world.operate.night_html()
-    assert page.tick()[0]
+    assert page.tick("")[0]
 
 
 def gate_of_a_night(passed: bool) -> list[dict[str, object]]:
@@ -288,3 +289,78 @@ def test_what_only_the_night_can_say_is_marked_as_english_on_the_korean_page(wor
     assert "<span lang='en'>The disk is full.</span>" in shown
     assert KOREAN.in_english in shown
     assert "lang=" not in world.operate.runs_html()
+
+
+def test_a_rollback_from_a_page_that_is_out_of_date_moves_nothing(world: World) -> None:
+    """It once took back what somebody else had put live meanwhile."""
+    add_adapter(world, "night-1")
+    add_adapter(world, "night-2")
+    world.operate.promote("night-1", "0")
+    stale = world.operate.generation()
+    world.operate.promote("night-2", stale)
+    before = world.store.registry.live()
+    page = OperatePage(world.operate)
+    filled = page.roll_back(stale)
+    assert "The live adapter was changed meanwhile" in str(filled)
+    assert world.store.registry.live() == before
+    assert "night-2" in filled[1]
+    assert world.operate.roll_back("") == ENGLISH.reload_page
+    assert "Adapter night-1 answers" in world.operate.roll_back(world.operate.generation())
+
+
+def test_every_part_of_the_page_tells_of_a_night_s_end_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end once stood beside what had answered before, and the list went on saying that it was running."""
+    gate = stand_in_night(world, monkeypatch)
+    add_adapter(world, "night-1")
+    page = OperatePage(world.operate)
+    filled = page.retrain()
+    assert ENGLISH.no_runs not in str(filled)
+    run = add_run(world, "20261120T213000Z-abcd").name
+    began = page.tick(filled[6])
+    assert "badge running" in began[3]
+    assert began[:2] == [gr.skip()] * 2
+    world.store.registry.promote("night-1", 0)
+    world.store.registry.finish_run(run, "promoted", adapter_id="night-1")
+    ended = page.tick(began[6])
+    assert "night-1" in ended[1]
+    assert ENGLISH.night_ends["promoted"] in ended[2]
+    assert "badge promoted" in ended[3]
+    assert (ended[4]["value"], ended[5]) == ("night-1", "1")
+    assert ended[8].active  # the process takes seconds to go
+    gate.write_text("go\n")
+    world.nights.wait()
+    assert not page.tick(ended[6])[8].active
+
+
+def test_a_poll_leaves_what_has_not_changed_as_a_person_left_it(world: World, night: None) -> None:
+    folder = add_run(world, "20261120T213000Z-abcd")
+    page = OperatePage(world.operate)
+    filled = page.fill()
+    (folder / "progress.jsonl").write_text(json.dumps({"phase": "train", "step": 1, "total": 2}) + "\n")
+    ticked = page.tick(filled[6])
+    assert "1 of 2" in ticked[2]
+    assert [part for place, part in enumerate(ticked[:6]) if place != 2] == [gr.skip()] * 5
+    play(world.chat.ask("hello", "plain", ""))
+    again = page.tick(ticked[6])
+    assert again[0] == world.operate.votes_html()
+    assert again[1:6] == [gr.skip()] * 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "before", "after"),
+    [
+        (ENGLISH, "1 of 2 usable examples. 1 more", "2 usable examples (2 are needed). Enough"),
+        (KOREAN, "쓸 수 있는 예시 2개 중 1개. 1개가 더", "쓸 수 있는 예시 2개 (2개 필요). 밤에"),
+    ],
+)
+def test_more_examples_than_needed_are_no_part_of_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch, texts: Texts, before: str, after: str
+) -> None:
+    """It once said 14 of 5 usable examples."""
+    monkeypatch.setenv("NIGHTSCHOOL_NIGHT__MIN_VOTES", "2")
+    world = make_world(home)
+    for place, expected in enumerate((before, after)):
+        shown = play(world.chat.ask(f"hello {place}", "plain", ""))[-1].shown
+        world.votes.rewrite("", shown, "A better one")
+        assert expected in desk_in(world, texts).votes_html()
+    world.store.close()

@@ -19,45 +19,24 @@ from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import Message
 from ui.bubbles import bubbles, thumb
-from ui.events import CLOSE_SIDEBAR_JS, KEEP_DRAFT_JS, LEAVE_JS, MAX_TYPED, REMEMBER_JS, SHORT
-from ui.feedback import FeedbackDesk, FeedbackParts, Panel, build_feedback, build_vote_bar, notice_update, panel_updates
+from ui.events import CLOSE_SIDEBAR_JS, KEEP_DRAFT_JS, LEAVE_JS, MAX_TYPED, REMEMBER_JS, SHORT, STREAMED
+from ui.feedback import (
+    FeedbackDesk,
+    FeedbackParts,
+    Panel,
+    build_feedback,
+    build_vote_bar,
+    meanwhile_updates,
+    notice_update,
+    panel_updates,
+    settled_updates,
+)
 from ui.history import history_update
 from ui.replies import Draft, Replies
 from ui.texts import Texts
+from ui.view import View
 
 CURSOR = " ▍"
-
-
-@dataclass(frozen=True)
-class View:
-    """What the chat page shows at one moment."""
-
-    path: tuple[Message, ...] = ()
-    votes: tuple[str | None, ...] = ()
-    """One entry an assistant message: Like, Dislike or None."""
-    busy: bool = False
-    notice: str = ""
-    keep: str | None = None
-    """Text for the message box; None leaves it as the person has it."""
-    version: int = 1
-    versions: int = 1
-    gone: bool = False
-    """Nobody looks at this any more; the page stays as it is."""
-
-    @property
-    def preset(self) -> str:
-        """The preset of the last reply on screen, or nothing."""
-        return next((message.origin.preset for message in reversed(self.path) if message.origin), "")
-
-    @property
-    def shown(self) -> str:
-        """Id of the last message on screen, or nothing."""
-        return self.path[-1].id if self.path else ""
-
-    @property
-    def conversation_id(self) -> str:
-        """The conversation on screen, or nothing."""
-        return self.path[-1].conversation_id if self.path else ""
 
 
 class ChatDesk:
@@ -94,7 +73,7 @@ class ChatDesk:
         refusal = self._refusal(text, shown)
         try:
             if refusal:
-                yield replace(self.at(shown), notice=refusal, keep=text)
+                yield replace(self.at(shown), notice=refusal, keep=text, own=None)
                 return
             if newest := self._gone_on(shown):
                 yield replace(newest, keep=text)
@@ -134,6 +113,11 @@ class ChatDesk:
         async with aclosing(self._stream(question, draft, clear=None)) as views:
             async for view in views:
                 yield view
+
+    def follow(self, shown: str) -> View | None:
+        """Show how far a reply is; None while its end is being written down."""
+        view = self.at(shown)
+        return None if view.path and view.path[-1].state == "streaming" and not view.busy else view
 
     def stop(self, shown: str) -> None:
         """Stop the reply on screen; its partial text is kept."""
@@ -189,7 +173,7 @@ class ChatDesk:
                 if self._replies.is_left(draft):
                     continue  # the page shows something else by now
                 path = (*before.path, replace(draft.message, text=text + CURSOR))
-                yield replace(before, path=path, votes=(*before.votes, None), busy=True, keep=clear)
+                yield replace(before, path=path, votes=(*before.votes, None), busy=True, own=True, keep=clear)
                 clear = None
         finally:
             self._replies.close(draft)
@@ -245,6 +229,10 @@ class ChatParts:
     shown: gr.Textbox
     left: gr.Textbox
     """Id of the message that was on screen when its reader went elsewhere."""
+    followed: gr.Textbox
+    """Id of a reply on screen that another page started, or nothing: leaving it does not stop it."""
+    timer: gr.Timer
+    """Runs while a reply is followed."""
     notice: gr.HTML
     preset: gr.Radio
     box: gr.Textbox
@@ -267,6 +255,8 @@ def build_chat(texts: Texts) -> ChatParts:
     )  # fmt: skip
     shown = gr.Textbox(visible=False, elem_id="shown")
     left = gr.Textbox(visible=False, elem_id="left")
+    followed = gr.Textbox(visible=False, elem_id="followed")
+    timer = gr.Timer(0.5, active=False)
     with gr.Row(elem_id="under-reply"):
         bar = build_vote_bar(texts)
         with gr.Row(visible=False, elem_id="reply-actions") as actions:
@@ -291,8 +281,9 @@ def build_chat(texts: Texts) -> ChatParts:
                 texts.stop, variant="stop", elem_id="stop", size="md", min_width=80, scale=0, visible=False
             )
     return ChatParts(
-        chatbot, shown, left, notice, preset, box, send, stop, actions, retry, before, version, after, feedback
-    )
+        chatbot, shown, left, followed, timer, notice, preset, box, send, stop, actions, retry, before, version,
+        after, feedback,
+    )  # fmt: skip
 
 
 class ChatPage:
@@ -304,10 +295,12 @@ class ChatPage:
         self._store = store
         self._texts = texts
 
-    def updates(self, view: View, preset: str = "") -> list[Any]:
-        """Fill every output of the chat page; the preset only when one is given."""
+    def updates(self, view: View, preset: str = "", panel: list[Any] | None = None) -> list[Any]:
+        """Fill every output of the chat page; the preset only when one is given, the vote panel also otherwise."""
         texts, ended = self._texts, bool(view.path) and not view.busy
-        panel = self._votes.panel("", view.shown) if ended else Panel()
+        followed = view.busy and not view.own
+        if panel is None:
+            panel = panel_updates(self._votes.panel("", view.shown) if ended else Panel(), texts)
         return [
             gr.update(value=bubbles(view.path, texts), feedback_value=list(view.votes)),
             view.shown,
@@ -322,7 +315,9 @@ class ChatPage:
             ),
             gr.update(visible=view.versions > 1, interactive=view.version < view.versions),
             preset or gr.skip(),
-            *panel_updates(panel, texts),
+            gr.skip() if view.own is None else view.shown if followed else "",
+            gr.Timer(active=followed),
+            *panel,
             history_update(self._store, texts, view.conversation_id),
         ]
 
@@ -330,8 +325,8 @@ class ChatPage:
         """Fill only the chat itself: what changes while a reply grows."""
         return [gr.update(value=bubbles(view.path, self._texts)), *[gr.skip()] * (outputs - 1)]
 
-    async def stream(self, views: AsyncGenerator[View]) -> AsyncGenerator[list[Any]]:
-        """Fill the whole page at the start and the end, and the chat in between."""
+    async def stream(self, views: AsyncGenerator[View], typed: Sequence[str]) -> AsyncGenerator[list[Any]]:
+        """Fill the whole page at the start and the end, and the chat in between; `settle` follows it."""
         async with aclosing(views):
             last, size = None, 0
             async for view in views:
@@ -340,37 +335,56 @@ class ChatPage:
                 elif last and last.busy and view.busy:
                     yield self.growing(view, size)
                 else:
-                    updates = self.updates(view)
+                    panel = meanwhile_updates(self._votes, self._texts, view.shown, view.busy, typed)
+                    updates = self.updates(view, panel=panel)
                     size = len(updates)
                     yield updates
                 last = view
 
-    async def ask(self, text: str, preset: str, shown: str) -> AsyncGenerator[list[Any]]:
-        """Send a message."""
-        async with aclosing(self.stream(self._desk.ask(text, preset, shown))) as pages:
+    async def ask(self, text: str, preset: str, shown: str, *typed: str) -> AsyncGenerator[list[Any]]:
+        """Send a message; `typed` is the vote panel's reply, comment and better answer."""
+        async with aclosing(self.stream(self._desk.ask(text, preset, shown), typed)) as pages:
             async for page in pages:
                 yield page
 
-    async def retry(self, preset: str, shown: str) -> AsyncGenerator[list[Any]]:
+    async def retry(self, preset: str, shown: str, *typed: str) -> AsyncGenerator[list[Any]]:
         """Ask for another version of the last reply."""
-        async with aclosing(self.stream(self._desk.retry(preset, shown))) as pages:
+        async with aclosing(self.stream(self._desk.retry(preset, shown), typed)) as pages:
             async for page in pages:
                 yield page
+
+    def settle(self, shown: str, selected: str, comment: str, rewrite: str) -> list[Any]:
+        """Bring the vote panel to the reply that has ended, with what was typed meanwhile in view."""
+        return settled_updates(self._votes, self._texts, shown, selected, comment, rewrite)
+
+    def follow(self, shown: str, *typed: str, outputs: int) -> list[Any]:
+        """Show how far a reply is that another page started, and its end."""
+        try:
+            view = self._desk.follow(shown) if shown else None  # nothing while the browser leaves it
+        except StoreError as error:
+            return self.updates(replace(self._desk.open(), notice=self._texts.error(error)))
+        if view is None:
+            return [gr.skip()] * outputs
+        return self.growing(view, outputs) if view.busy else self.updates(view, panel=self.settle(shown, *typed))
 
     def too_early(self, shown: str) -> Any:
         """Say why a message is not sent while the reply on screen is being written; its text stays in the box."""
         return notice_update(self._texts.still_writing) if self._desk.writing(shown) else gr.skip()
 
-    def open(self, conversation_id: str | None, shown: str = "") -> list[Any]:
+    def open(self, conversation_id: str | None, shown: str = "", followed: str = "") -> list[Any]:
         """Leave what is shown for a conversation, or for the latest."""
-        self._desk.leave(shown)
+        self._leave(shown, followed)
         view = self._desk.open(conversation_id or "")
         return self.updates(view, view.preset if view.preset in PRESETS else "")
 
-    def new(self, shown: str) -> list[Any]:
+    def new(self, shown: str, followed: str = "") -> list[Any]:
         """Leave what is shown for an empty page; the conversation begins in the store with its first message."""
-        self._desk.leave(shown)
+        self._leave(shown, followed)
         return self.updates(View())
+
+    def _leave(self, shown: str, followed: str) -> None:
+        if shown != followed:
+            self._desk.leave(shown)
 
     def tab(self) -> gr.Tabs:
         """Bring the chat to the front."""
@@ -406,16 +420,17 @@ def wire_chat(
     page = ChatPage(desk, votes, store, texts)
     outputs = [
         parts.chatbot, parts.shown, parts.notice, parts.box, parts.send, parts.stop, parts.actions, parts.before,
-        parts.version, parts.after, parts.preset, *parts.feedback.outputs, conversations,
+        parts.version, parts.after, parts.preset, parts.followed, parts.timer, *parts.feedback.outputs, conversations,
     ]  # fmt: skip
-    streamed: dict[str, Any] = {
-        "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, "trigger_mode": "once",
-    }  # fmt: skip
+    typed = [parts.feedback.selected, parts.feedback.comment, parts.feedback.rewrite]
     sent = [parts.box.submit, parts.send.click]
-    gr.on(sent, page.ask, [parts.box, parts.preset, parts.shown], outputs, **streamed)
+    asked = gr.on(sent, page.ask, [parts.box, parts.preset, parts.shown, *typed], outputs, **STREAMED)
     # An event of its own: the browser drops a second `ask` while one runs, and would tell the person nothing.
     parts.box.submit(page.too_early, [parts.shown], [parts.notice], **SHORT)
-    parts.retry.click(page.retry, [parts.preset, parts.shown], outputs, **streamed)
+    retried = parts.retry.click(page.retry, [parts.preset, parts.shown, *typed], outputs, **STREAMED)
+    for streamed in (asked, retried):
+        streamed.then(page.settle, [parts.shown, *typed], parts.feedback.outputs, **SHORT)
+    parts.timer.tick(partial(page.follow, outputs=len(outputs)), [parts.shown, *typed], outputs, **SHORT)
     parts.stop.click(desk.stop, [parts.shown], None, **SHORT)
     parts.before.click(partial(page.turn, step=-1), [parts.shown], outputs, **SHORT)
     parts.after.click(partial(page.turn, step=1), [parts.shown], outputs, **SHORT)
@@ -424,8 +439,8 @@ def wire_chat(
     # function, and so may hit the message that is sent next.
     # First in the browser, at once: a message sent before the answer comes must not land in the old conversation.
     leaves = new.click(None, [parts.shown], [parts.left, parts.shown], js=LEAVE_JS, api_visibility="private")
-    leaves.then(page.new, [parts.left], outputs, **SHORT).then(**to_chat)
-    conversations.input(page.open, [conversations, parts.shown], outputs, **SHORT).then(**to_chat)
+    leaves.then(page.new, [parts.left, parts.followed], outputs, **SHORT).then(**to_chat)
+    conversations.input(page.open, [conversations, parts.shown, parts.followed], outputs, **SHORT).then(**to_chat)
     parts.box.change(None, [parts.box], None, js=KEEP_DRAFT_JS, api_visibility="private")
     # The address names the conversation, so that a reload shows the same one and each tab its own.
     conversations.change(None, [conversations], None, js=REMEMBER_JS, api_visibility="private")

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 
@@ -18,8 +19,8 @@ from assistant.errors import AssistantError
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
-from feedback_store.records import Choice, Comparison, Message
-from ui.events import MAX_TYPED, SHORT
+from feedback_store.records import Choice, Comparison, Message, as_text
+from ui.events import MAX_TYPED, SHORT, STREAMED
 from ui.feedback import notice_update, origin_line
 from ui.replies import Draft, Replies
 from ui.texts import Texts
@@ -27,6 +28,7 @@ from ui.texts import Texts
 CURSOR = " ▍"
 POLL_S = 1 / 12
 RECENT = 50
+MOMENT = timedelta(seconds=10)
 SHOWN_CHOICES: tuple[Choice, ...] = ("left", "tie", "both-bad", "right")
 Stage = Literal["empty", "running", "choosing", "chosen"]
 
@@ -45,6 +47,8 @@ class Round:
     choice: str = ""
     notice: str = ""
     keep: str | None = None
+    waiting: bool = False
+    """Whether its answers are still being written for another tab."""
 
 
 class CompareDesk:
@@ -57,10 +61,14 @@ class CompareDesk:
         self._texts = texts
 
     def open(self) -> Round:
-        """Show the latest comparison, so that an unanswered one can still be answered."""
-        for comparison in self._store.votes.comparisons(self._store.people.owner().id, limit=1):
-            return self._round(comparison)
-        return Round()
+        """Show the latest comparison, so that an unanswered one can still be answered and a broken one asked again."""
+        person = self._store.people.owner().id
+        comparisons = self._store.votes.comparisons(person, limit=RECENT)
+        for latest in self._store.conversations.list(person, limit=1, kind="compare"):
+            path = self._store.conversations.thread(latest.id, person)
+            if path and path[0].id not in (comparison.prompt_message_id for comparison in comparisons):
+                return self._without_choice(path, latest.updated_at)
+        return self._round(comparisons[0]) if comparisons else Round()
 
     async def ask(self, text: str, preset: str) -> AsyncGenerator[Round]:
         """Stream two replies to one prompt, then offer the choice. Refusals keep the text."""
@@ -95,7 +103,7 @@ class CompareDesk:
         for comparison in self._store.votes.comparisons(self._store.people.owner().id, limit=RECENT):
             if comparison.id == key:
                 return self._round(comparison)
-        return replace(self.open(), notice=self._texts.reload_page)
+        return replace(self.open(), notice=self._texts.reload_page, keep=None)
 
     def stop(self, key: str) -> None:
         """Stop both replies."""
@@ -106,8 +114,18 @@ class CompareDesk:
         try:
             comparison = self._store.votes.choose(key, self._store.people.owner().id, choice)
         except StoreError as error:
-            return replace(self.open(), notice=self._texts.error(error))
+            return replace(self.open(), notice=self._texts.error(error), keep=None)
         return replace(self._round(comparison), notice=self._texts.choice_saved)
+
+    def _without_choice(self, path: list[Message], updated_at: str) -> Round:
+        """Tell of a prompt whose two answers were never put side by side."""
+        replies, prompt = self._store.conversations.siblings(path[-1].id), path[0].text
+        running = any(self._replies.text_so_far(reply.id) is not None for reply in replies)
+        # Between the end of the answers and the choice lies a moment, in which nothing was stopped.
+        whole = all(reply.state in ("streaming", "done") for reply in replies)
+        if running or (whole and updated_at > as_text(datetime.now(UTC) - MOMENT)):
+            return Round(prompt=prompt, notice=self._texts.answers_under_way, waiting=True)
+        return Round(prompt=prompt, notice=self._texts.broken_off, keep=prompt)
 
     def _record(self, text: str) -> Message:
         conversations, person = self._store.conversations, self._store.people.owner().id
@@ -215,6 +233,7 @@ class CompareParts:
     next: gr.Button
     unanswered: gr.Radio
     past: gr.HTML
+    timer: gr.Timer
 
     @property
     def outputs(self) -> list[Any]:
@@ -222,7 +241,7 @@ class CompareParts:
         return [
             self.key, self.box, self.ask, self.stop, self.notice, self.prompt, self.arena, self.left, self.right,
             self.left_name, self.right_name, self.choosing, *self.choices, self.verdict, self.next, self.unanswered,
-            self.past,
+            self.past, self.timer,
         ]  # fmt: skip
 
 
@@ -276,9 +295,10 @@ def build_compare(texts: Texts, presets: list[tuple[str, str]]) -> CompareParts:
         [], label=texts.reopen_comparison, elem_id="unanswered", elem_classes="titles", container=False, visible=False
     )
     past = gr.HTML(elem_id="past-comparisons")
+    timer = gr.Timer(1.0, active=False)
     return CompareParts(
         key, box, preset, ask, stop, notice, prompt, arena, left, right, left_name, right_name, choosing, choices,
-        verdict, following, unanswered, past,
+        verdict, following, unanswered, past, timer,
     )  # fmt: skip
 
 
@@ -309,7 +329,7 @@ class ComparePage:
             gr.update(visible=running),
             notice_update(shown.notice),
             prompt,
-            gr.update(visible=bool(shown.prompt)),
+            gr.update(visible=bool(shown.left or shown.right)),
             shown.left,
             shown.right,
             texts.escape(shown.revealed[0]),
@@ -320,6 +340,7 @@ class ComparePage:
             gr.update(visible=shown.stage == "chosen"),
             self._unanswered(shown),
             gr.skip() if running else past_html(self._desk.past(), texts),
+            gr.Timer(active=shown.waiting),
         ]
 
     def _unanswered(self, shown: Round) -> Any:
@@ -335,6 +356,11 @@ class ComparePage:
     def open(self) -> list[Any]:
         """Fill the page at load."""
         return self.updates(self._desk.open())
+
+    def tick(self, text: str) -> list[Any]:
+        """Look whether the answers of another tab have ended; what is typed meanwhile stays."""
+        shown = self._desk.open()
+        return self.updates(replace(shown, keep=None) if text.strip() else shown)
 
     async def ask(self, text: str, preset: str) -> AsyncGenerator[list[Any]]:
         """Stream a round into the page."""
@@ -366,13 +392,11 @@ def past_html(rows: list[tuple[str, str]], texts: Texts) -> str:
 def wire_compare(parts: CompareParts, desk: CompareDesk, texts: Texts) -> ComparePage:
     """Connect the components to the handlers."""
     page = ComparePage(desk, texts)
-    gr.on(
-        [parts.box.submit, parts.ask.click], page.ask, [parts.box, parts.preset], parts.outputs,
-        concurrency_limit=None, trigger_mode="once", show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    gr.on([parts.box.submit, parts.ask.click], page.ask, [parts.box, parts.preset], parts.outputs, **STREAMED)
     parts.stop.click(desk.stop, [parts.key], None, **SHORT)
     for choice, button in zip(SHOWN_CHOICES, parts.choices, strict=True):
         button.click(partial(page.choose, choice=choice), [parts.key], parts.outputs, **SHORT)
     parts.next.click(page.next, None, parts.outputs, **SHORT)
+    parts.timer.tick(page.tick, [parts.box], parts.outputs, **SHORT)
     parts.unanswered.input(page.reopen, [parts.unanswered], parts.outputs, **SHORT)
     return page

@@ -7,6 +7,11 @@ from typing import Any, Final
 # stream of the one before it is being closed waits until a third event comes.
 SHORT: Final[Mapping[str, Any]] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
+# A stream goes through the queue, as many at a time as there are people.
+STREAMED: Final[Mapping[str, Any]] = {
+    "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, "trigger_mode": "once",
+}  # fmt: skip
+
 # Far above every setting for a message's length, so that the server's sentence names the limit; far below the limit on
 # a request's body, which the framework can only tell as an error of its own.
 MAX_TYPED: Final = 200_000
@@ -18,8 +23,14 @@ CLOSE_SIDEBAR_JS = """() => {
 }"""
 LEAVE_JS = "(shown) => [shown, '']"
 # What is typed and not sent yet outlives a reload, which the framework does by itself once the app was restarted. It
-# stays in this tab; a browser that may keep nothing keeps nothing.
+# stays in this tab; a browser that may keep nothing keeps nothing. The framework tells when it empties the box; what a
+# person types is heard from the box itself, since the framework tells nothing more once a stream of its broke off.
 KEEP_DRAFT_JS = "(text) => { try { sessionStorage.setItem('draft', text); } catch {} }"
+HEAR_TYPING_JS = f"""() => {{
+  document.addEventListener('input', (event) => {{
+    if (event.target.matches('#message textarea')) ({KEEP_DRAFT_JS})(event.target.value);
+  }});
+}}"""
 DRAFT_BACK_JS = """() => {
   const box = document.querySelector('#message textarea');
   let draft = '';
@@ -31,5 +42,6 @@ DRAFT_BACK_JS = """() => {
 ASKED_JS = f"""() => {{
   ({CLOSE_SIDEBAR_JS})();
   ({DRAFT_BACK_JS})();
+  ({HEAR_TYPING_JS})();
   return new URLSearchParams(location.search).get('c') || '';
 }}"""

@@ -65,6 +65,17 @@ class FeedbackDesk:
         described = Panel(reply, place, len(replies), rewrite=rewrite.text if rewrite else "")
         return replace(described, value=vote.value, reasons=vote.reasons, comment=vote.comment) if vote else described
 
+    def unsaved(self, selected: str, comment: str, rewrite: str) -> tuple[bool, bool]:
+        """Whether the comment and the better answer typed in the panel of a reply are stored nowhere yet."""
+        try:
+            panel = self.panel(selected, selected)
+        except StoreError:
+            panel = Panel()
+        if panel.reply is None:
+            return False, False
+        commented = bool(panel.value) and comment.strip() != panel.comment.strip()
+        return commented, bool(rewrite.strip()) and rewrite not in (panel.rewrite, panel.reply.text)
+
     def thumb(self, selected: str, shown: str, value: int, comment: str | None = None) -> Panel:
         """Vote up (1) or down (-1); a vote that stands already stays, since a double click is no change of mind.
 
@@ -211,6 +222,41 @@ def panel_updates(panel: Panel, texts: Texts, writing: bool | None = False) -> l
         gr.skip() if writing is None else gr.update(visible=writing and panel.votable),
         gr.skip() if writing is None else panel.rewrite or (panel.reply.text if panel.reply and writing else ""),
     ]
+
+
+def meanwhile_updates(votes: FeedbackDesk, texts: Texts, shown: str, busy: bool, typed: Sequence[str]) -> list[Any]:
+    """Fill `FeedbackParts.outputs` at a stream's beginning and end: what is being written there stays.
+
+    Args:
+        typed: the panel's reply, comment and better answer when the stream began; the end may find more, so it is
+            left to `settled_updates`.
+    """
+    if busy and not any(votes.unsaved(*typed)):
+        return panel_updates(Panel(), texts)
+    panel = votes.panel(typed[0], shown)
+    return [gr.skip(), gr.skip(), caption_html(panel, texts) if panel.reply else gr.skip(), *[gr.skip()] * 7]
+
+
+def settled_updates(
+    votes: FeedbackDesk, texts: Texts, shown: str, selected: str, comment: str, rewrite: str
+) -> list[Any]:
+    """Bring the panel to the last reply, unless something is being written about another one."""
+    last = votes.panel("", shown)
+    if last.reply and last.reply.state == "streaming":
+        last = Panel()
+    commented, rewritten = votes.unsaved(selected, comment, rewrite)
+    if not commented and not rewritten:
+        return panel_updates(last, texts)
+    before = votes.panel(selected, selected)
+    versions = last.reply and before.reply and last.reply.parent_id == before.reply.parent_id
+    if not versions or selected == last.selected:
+        return meanwhile_updates(votes, texts, shown, False, (selected, comment, rewrite))
+    if commented:  # another version took the place of the one that it is about
+        votes.explain(selected, selected, before.reasons, comment)
+    if not rewritten:
+        return panel_updates(last, texts)
+    # A better answer is one to the question, and serves beside this version as well.
+    return [*panel_updates(last, texts)[:-2], gr.update(visible=last.votable), gr.skip()]
 
 
 def caption_html(panel: Panel, texts: Texts) -> str:

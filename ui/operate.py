@@ -3,8 +3,10 @@
 Handlers above, layout and wiring below.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
@@ -14,14 +16,28 @@ from assistant.errors import AdapterError
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
-from feedback_store.records import Run
+from feedback_store.records import Adapter, Live, Run
 from ui.events import SHORT
 from ui.feedback import notice_update
 from ui.nights import Nights, Progress
 from ui.texts import Texts
 
 BASE = "base"
+DIGESTS = 6
+"""Place of the digests among the outputs, behind the parts that they are of."""
 COUNTED = ("replies", "thumbs_up", "thumbs_down", "comparisons", "rewrites", "pairs")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one filling of the page tells of, so that its parts say the same."""
+
+    working: bool
+    """Whether a night is under way."""
+    runs: list[Run]
+    live: Live
+    adapters: list[Adapter]
+    counts: dict[str, int]
 
 
 class OperateDesk:
@@ -51,11 +67,15 @@ class OperateDesk:
         says = self._texts.promoted if moved else self._texts.already_live
         return says.format(adapter=self._texts.adapter_name(adapter))
 
-    def roll_back(self) -> str:
-        """Move the pointer back to what answered before."""
+    def roll_back(self, generation: str) -> str:
+        """Move the pointer back to what answered before; refused when it moved since the page was filled."""
+        if not generation.isdigit():
+            return self._texts.reload_page
         try:
-            self._check(self._store.registry.live().previous_id)
-            live = self._store.registry.rollback()
+            before = self._store.registry.live()
+            if before.generation == int(generation):  # else its files are not what this is about
+                self._check(before.previous_id)
+            live = self._store.registry.rollback(int(generation))
         except AdapterError as error:
             return self._texts.adapter_error(error)
         except StoreError as error:
@@ -72,35 +92,43 @@ class OperateDesk:
         """Whether a night is under way."""
         return self._nights.running or self._running_run() is not None
 
-    def votes_html(self) -> str:
+    def look(self) -> Snapshot:
+        """Read what the page shows, the nights first: when one is seen as ended, what it put live is seen too."""
+        working, registry = self.working(), self._store.registry
+        runs = registry.runs(limit=10)
+        working = working or any(run.state == "running" for run in runs)
+        return Snapshot(working, runs, registry.live(), registry.adapters(), self._store.votes.counts())
+
+    def votes_html(self, seen: Snapshot | None = None) -> str:
         """Counts, and how far it is to a night."""
-        texts, counts = self._texts, self._store.votes.counts()
+        texts, counts = self._texts, (seen or self.look()).counts
         usable = counts["pairs"]
         missing = max(0, self._needed - usable)
         share = min(100, round(100 * usable / self._needed))
         says = texts.votes_missing.format(missing=missing) if missing else texts.votes_enough
         tiles = "".join(f"<div><b>{counts[key]:,}</b><span>{texts.counts[key]}</span></div>" for key in COUNTED)
-        goal = texts.usable_votes.format(usable=usable, needed=self._needed)
+        goal = (texts.usable_votes if missing else texts.usable_enough).format(usable=usable, needed=self._needed)
         return (
             f"<h3>{texts.votes_title}</h3><div class='tiles'>{tiles}</div>"
             f"{_bar(share, goal)}<p class='muted'>{goal}. {says}</p>"
         )
 
-    def live_html(self) -> str:
+    def live_html(self, seen: Snapshot | None = None) -> str:
         """What answers now, and what did before."""
-        texts, live = self._texts, self._store.registry.live()
+        texts, live = self._texts, (seen or self.look()).live
         before = texts.nothing_before
         if live.generation:
             before = texts.live_before.format(adapter=texts.adapter_name(live.previous_id))
         name = texts.escape(texts.adapter_name(live.adapter_id))
         return f"<h3>{texts.live_title}</h3><p class='live'>{name}</p><p class='muted'>{texts.escape(before)}</p>"
 
-    def night_html(self) -> str:
+    def night_html(self, seen: Snapshot | None = None) -> str:
         """The progress of the night under way, or how the last one ended."""
-        running = self._running_run()
+        runs = (seen or self.look()).runs
+        running = next((run for run in runs if run.state == "running"), None)
         if running is not None:
             return self._progress_html(self._nights.progress(running.id))
-        texts, newest = self._texts, next(iter(self._store.registry.runs(limit=1)), None)
+        texts, newest = self._texts, next(iter(runs), None)
         # Before the process: a night has ended once its row says so, though its process takes seconds to go.
         if newest is not None and newest.started_at >= self._nights.started_at:
             return f"<p class='muted'>{texts.escape(texts.night_ends.get(outcome_of(newest), texts.night_step))}</p>"
@@ -111,25 +139,26 @@ class OperateDesk:
             return f"<p class='muted'>{texts.escape(texts.not_begun).format(last=last)}</p>"
         return ""
 
-    def runs_html(self) -> str:
+    def runs_html(self, seen: Snapshot | None = None) -> str:
         """The last nights with their gate tables and plots."""
-        texts = self._texts
-        runs = self._store.registry.runs(limit=10)
-        body = "".join(self._run_html(run, unfolded=place == 0) for place, run in enumerate(runs))
-        return f"<h3>{texts.runs_title}</h3>" + (body or f"<p class='muted'>{texts.no_runs}</p>")
+        texts, seen = self._texts, seen or self.look()
+        body = "".join(self._run_html(run, unfolded=place == 0) for place, run in enumerate(seen.runs))
+        none = "" if seen.working else f"<p class='muted'>{texts.no_runs}</p>"
+        return f"<h3>{texts.runs_title}</h3>" + (body or none)
 
-    def adapters(self) -> tuple[list[tuple[str, str]], str]:
+    def adapters(self, seen: Snapshot | None = None) -> tuple[list[tuple[str, str]], str]:
         """Adapters that may answer, the base among them, with their ids; and which one does."""
-        texts, live = self._texts, self._store.registry.live().adapter_id
-        known = self._store.registry.adapters()
+        seen = seen or self.look()
         choices = [
-            (f"{adapter.id} · {adapter.created_at[:10]}", adapter.id) for adapter in known if adapter.state == "ready"
+            (f"{adapter.id} · {adapter.created_at[:10]}", adapter.id)
+            for adapter in seen.adapters
+            if adapter.state == "ready"
         ]
-        return [*choices, (texts.base_model, BASE)], live or BASE
+        return [*choices, (self._texts.base_model, BASE)], seen.live.adapter_id or BASE
 
-    def generation(self) -> str:
-        """The pointer's generation, to be sent back with a promotion."""
-        return str(self._store.registry.live().generation)
+    def generation(self, seen: Snapshot | None = None) -> str:
+        """The pointer's generation, to be sent back with a promotion or a rollback."""
+        return str((seen or self.look()).live.generation)
 
     def _check(self, adapter: str | None) -> None:
         if adapter is not None:
@@ -253,6 +282,8 @@ class OperateParts:
     runs: gr.HTML
     choice: gr.Dropdown
     generation: gr.Textbox
+    seen: gr.Textbox
+    """Digests of what the outputs before it show."""
     notice: gr.HTML
     retrain: gr.Button
     refresh: gr.Button
@@ -263,13 +294,17 @@ class OperateParts:
     @property
     def outputs(self) -> list[Any]:
         """Components that a refresh fills."""
-        return [self.votes, self.live, self.night, self.runs, self.choice, self.generation, self.notice, self.timer]
+        return [
+            self.votes, self.live, self.night, self.runs, self.choice, self.generation, self.seen, self.notice,
+            self.timer,
+        ]  # fmt: skip
 
 
 def build_operate(texts: Texts) -> OperateParts:
     """Lay out the operate page."""
     notice = gr.HTML(elem_id="operate-notice", elem_classes="notice", visible=False)
     generation = gr.Textbox(visible=False, elem_id="generation")
+    seen = gr.Textbox(visible=False, elem_id="operate-seen")
     with gr.Row(equal_height=True):
         with gr.Column(elem_classes="card", scale=3, min_width=300):
             votes = gr.HTML(elem_id="votes")
@@ -288,7 +323,7 @@ def build_operate(texts: Texts) -> OperateParts:
         runs = gr.HTML(elem_id="runs")
     timer = gr.Timer(2.0, active=False)
     return OperateParts(
-        votes, live, night, runs, choice, generation, notice, retrain, refresh, promote, roll_back, timer
+        votes, live, night, runs, choice, generation, seen, notice, retrain, refresh, promote, roll_back, timer
     )
 
 
@@ -300,27 +335,39 @@ class OperatePage:
 
     def fill(self, notice: str = "") -> list[Any]:
         """Fill `OperateParts.outputs`; the timer runs while a night does."""
-        desk = self._desk
-        choices, live = desk.adapters()
-        return [
-            desk.votes_html(), desk.live_html(), desk.night_html(), desk.runs_html(),
-            gr.update(choices=choices, value=live), desk.generation(), notice_update(notice),
-            gr.Timer(active=desk.working()),
-        ]  # fmt: skip
+        return self._parts(self._desk.look(), notice)
 
-    def tick(self) -> list[Any]:
-        """Refresh the progress; everything else once the night has ended."""
-        if self._desk.working():
-            return [gr.skip(), gr.skip(), self._desk.night_html(), *[gr.skip()] * 5]
-        return self.fill()
+    def tick(self, shown: str) -> list[Any]:
+        """Refresh what has changed, all of it at once.
+
+        Args:
+            shown: digests of what the page shows. Filling the same again would fold up what a person opened there, and
+                undo what they chose.
+        """
+        seen = self._desk.look()
+        fresh = self._parts(seen)
+        same = [old == new for old, new in zip_longest(shown.split(), fresh[DIGESTS].split())]
+        changed = [gr.skip() if kept else part for kept, part in zip(same, fresh[:DIGESTS], strict=False)]
+        notice = gr.skip() if seen.working else fresh[-2]
+        return [*changed, fresh[DIGESTS], notice, fresh[-1]]
+
+    def _parts(self, seen: Snapshot, notice: str = "") -> list[Any]:
+        desk = self._desk
+        choices, chosen = desk.adapters(seen)
+        parts = [
+            desk.votes_html(seen), desk.live_html(seen), desk.night_html(seen), desk.runs_html(seen),
+            gr.update(choices=choices, value=chosen), desk.generation(seen),
+        ]  # fmt: skip
+        digests = " ".join(hashlib.sha256(repr(part).encode()).hexdigest()[:16] for part in parts)
+        return [*parts, digests, notice_update(notice), gr.Timer(active=seen.working)]
 
     def promote(self, choice: str | None, generation: str) -> list[Any]:
         """Promote the chosen adapter."""
         return self.fill(self._desk.promote(choice, generation))
 
-    def roll_back(self) -> list[Any]:
+    def roll_back(self, generation: str) -> list[Any]:
         """Roll back."""
-        return self.fill(self._desk.roll_back())
+        return self.fill(self._desk.roll_back(generation))
 
     def retrain(self) -> list[Any]:
         """Start a night."""
@@ -336,8 +383,8 @@ def wire_operate(parts: OperateParts, tab: gr.Tab, desk: OperateDesk) -> Operate
 
     tab.select(refresh, None, parts.outputs, **SHORT)
     parts.refresh.click(refresh, None, parts.outputs, **SHORT)
-    parts.timer.tick(page.tick, None, parts.outputs, **SHORT)
+    parts.timer.tick(page.tick, [parts.seen], parts.outputs, **SHORT)
     parts.promote.click(page.promote, [parts.choice, parts.generation], parts.outputs, **SHORT)
-    parts.roll_back.click(page.roll_back, None, parts.outputs, **SHORT)
+    parts.roll_back.click(page.roll_back, [parts.generation], parts.outputs, **SHORT)
     parts.retrain.click(page.retrain, None, parts.outputs, **SHORT)
     return page

@@ -86,12 +86,15 @@ class Texts:
     you_chose: str
     next_round: str
     no_comparison: str
+    broken_off: str
+    answers_under_way: str
     past_comparisons: str
     unanswered: str
     reopen_comparison: str
     # operate
     votes_title: str
     usable_votes: str
+    usable_enough: str
     votes_missing: str
     votes_enough: str
     counts: Mapping[str, str]
