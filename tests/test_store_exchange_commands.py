@@ -41,7 +41,8 @@ def test_an_import_makes_the_store_and_an_export_gives_it_back(
 def test_a_bad_line_fails_the_import_with_one_sentence(thumbs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", str(thumbs), "--kind", "thumbs", "--json"]) == 1
     told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith("Line 2 of thumbs.jsonl: ") and told.err.count("\n") == 1
+    assert told.err.startswith("Line 2 of thumbs.jsonl: ") and told.err.count("\n") == 1
+    assert json.loads(told.out) == {"error": told.err.strip()}
 
 
 def test_another_programs_format_says_what_the_lines_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
