@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 QUICK := not model and not browser and not long and not slow and not gpu
 
-.PHONY: setup chat test test-quick test-slow check format rehearsal nightly
+.PHONY: setup chat test test-quick test-slow check format rehearsal nightly bench
 
 setup: .venv/.done
 
@@ -45,3 +45,7 @@ rehearsal: setup
 
 nightly: setup
 	$(BIN)/python -m finetune nightly
+
+bench: setup
+	$(BIN)/python -m bench.store
+	$(BIN)/python -m bench.forms

@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m feedback_store", description="What people said, and how they voted."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("stats", parents=[common], help="count what is stored")
+    commands.add_parser("stats", parents=[common], help="count what is stored, and tell how people vote")
     commands.add_parser("verify", parents=[common], help="check that everything is whole")
     copy = commands.add_parser("backup", parents=[common], help="make a checked copy while others go on writing")
     copy.add_argument("file", type=Path, metavar="FILE", help="the copy; must not exist yet")
@@ -45,11 +45,30 @@ def _home(asked: Path | None) -> Path:
 
 
 def _stats(store: Store) -> dict[str, Any]:
-    live = store.registry.live()
-    with store.connections.read() as db:
-        rankings, imported = db.execute("SELECT (SELECT count(*) FROM ranking), count(*) FROM imported").fetchone()
-    counts = {**store.votes.counts(), "rankings": rankings, "imported": imported}
-    return {**counts, "live": live.adapter_id or "base", "generation": live.generation}
+    live, found = store.registry.live(), store.votes.overview()
+    agreement, left = found.agreement, found.left
+    return {
+        **found.counts,
+        "kept_from_teaching": found.kept_from_teaching,
+        "agreement": {
+            "items": agreement.items,
+            "percent": _percent(agreement.percent),
+            "kappa": None if agreement.kappa is None else round(agreement.kappa, 3),
+        },
+        "left_side": {
+            "chosen": left.chosen,
+            "percent": _percent(left.share),
+            "low": _percent(left.low),
+            "high": _percent(left.high),
+        },
+        "votes_a_minute": None if found.votes_a_minute is None else round(found.votes_a_minute, 2),
+        "live": live.adapter_id or "base",
+        "generation": live.generation,
+    }
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
 
 
 def _verify(store: Store) -> dict[str, Any]:
@@ -83,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _write(run_restore(path, arguments.file), as_json=arguments.json)
         return 0
     # the first operator and older votes may come before the first start
-    store = open_store(path, create=arguments.command in ("users", "import"))
+    store = open_store(path, create=arguments.command in ("users", "import"), check=arguments.command != "stats")
     try:
         if arguments.command == "stats":
             result = _stats(store)

@@ -6,35 +6,31 @@ same two replies, on whichever side they stood. Percent agreement counts pairs o
 item, all items pooled.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import combinations
-from typing import Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from feedback_store.connection import rows
-from feedback_store.examples import read_prompt
+from feedback_store.items import name_item
 from feedback_store.records import Choice, Turn
-from feedback_store.store import Store
+
+if TYPE_CHECKING:
+    from feedback_store.store import Store
 
 Verdict = Literal["first", "second", "neither"]
 """Which of an item's two replies was preferred, in the item's own order; `neither` is a tie or both bad."""
 Z95 = 1.959964
-_CHOICES = """
-    SELECT person_id, choice, prompt_message_id, l.text AS left, r.text AS right, system_prompt.text AS system,
-        coalesce(l_origin.adapter_id, l_origin.base_id) AS left_model,
-        coalesce(r_origin.adapter_id, r_origin.base_id) AS right_model
-    FROM comparison
-    JOIN message AS l ON l.id = left_message_id
-    JOIN message AS r ON r.id = right_message_id
-    JOIN origin AS l_origin ON l_origin.message_id = l.id
-    JOIN origin AS r_origin ON r_origin.message_id = r.id AND r_origin.system_id = l_origin.system_id
-    JOIN system_prompt ON system_prompt.id = l_origin.system_id
-    WHERE choice IS NOT NULL ORDER BY chosen_at, comparison.seq"""
+VERDICT = """
+    CASE WHEN choice NOT IN ('left', 'right') OR left_first IS NULL THEN 'neither'
+        WHEN (choice = 'left') = left_first THEN 'first' ELSE 'second' END"""
+"""SQL for the verdict of a comparison."""
+_JUDGED = f"""
+    SELECT item, person_id, {VERDICT} AS verdict FROM comparison
+    WHERE choice IS NOT NULL AND item IS NOT NULL ORDER BY chosen_at, seq"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,20 @@ class Judged:
     item: str
     person_id: int
     verdict: Verdict
+
+
+class Verdicts(NamedTuple):
+    """How many people said what of an item."""
+
+    first: int
+    second: int
+    neither: int
+
+    @classmethod
+    def of(cls, said: Iterable[Verdict]) -> "Verdicts":
+        """Count verdicts."""
+        counted = Counter(said)
+        return cls(counted["first"], counted["second"], counted["neither"])
 
 
 @dataclass(frozen=True)
@@ -89,79 +99,91 @@ def judge(
     Args:
         models: what made the left and the right reply, where equal words of different models are different items.
     """
-    shown = ((left, models[0]), (right, models[1]))
-    first, second = sorted(shown)
-    text = json.dumps([list(prompt), first, second], ensure_ascii=False)
+    item = name_item(prompt, left, right, models)
+    assert item.id is not None, "there is a prompt"
     verdict: Verdict = "neither"
-    if choice in ("left", "right") and first != second:
-        verdict = "first" if shown[choice == "right"] == first else "second"
-    return Judged(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(), person_id, verdict)
+    if choice in ("left", "right") and item.left_first is not None:
+        verdict = "first" if (choice == "left") == item.left_first else "second"
+    return Judged(item.id, person_id, verdict)
 
 
-def read_judged(store: Store) -> Iterator[Judged]:
+def read_judged(store: "Store") -> Iterator[Judged]:
     """Yield every choice between two replies to one prompt as a verdict, oldest first; equal words of two adapters are
     told apart. What people keep from teaching counts too: this is about how they vote."""
     with store.connections.snapshot() as db:
-        for row in rows(db, _CHOICES):
-            prompt = read_prompt(db, row["system"], row["prompt_message_id"])
-            models = (row["left_model"], row["right_model"])
-            yield judge(prompt, row["left"], row["right"], row["choice"], row["person_id"], models=models)
+        for row in rows(db, _JUDGED):
+            yield Judged(row["item"], row["person_id"], row["verdict"])
 
 
 def measure(judged: Iterable[Judged]) -> Agreement:
     """Measure agreement; of one person's judgements of one item the last counts."""
-    items = [votes for votes in _by_item(judged).values() if len(votes) > 1]
-    pairs = [pair for votes in items for pair in combinations(votes.values(), 2)]
-    decided = [pair for pair in pairs if "neither" not in pair]
+    return measure_counts(Counter(Verdicts.of(votes.values()) for votes in _by_item(judged).values()))
+
+
+def measure_counts(items: Mapping[Verdicts, int]) -> Agreement:
+    """Measure agreement from how many items got which verdicts; those that one person judged say nothing."""
+    shared = {verdicts: items[verdicts] for verdicts in sorted(items) if sum(verdicts) > 1}
+    pairs = sum(count * math.comb(sum(verdicts), 2) for verdicts, count in shared.items())
+    same = sum(count * math.comb(n, 2) for verdicts, count in shared.items() for n in verdicts)
+    decided = sum(count * math.comb(v.first + v.second, 2) for v, count in shared.items())
+    decided_same = sum(count * math.comb(n, 2) for v, count in shared.items() for n in (v.first, v.second))
     return Agreement(
-        items=len(items),
-        pairs=len(pairs),
-        percent=_share(pairs),
-        decided_pairs=len(decided),
-        decided_percent=_share(decided),
-        kappa=fleiss_kappa([Counter(votes.values()) for votes in items]),
+        items=sum(shared.values()),
+        pairs=pairs,
+        percent=same / pairs if pairs else None,
+        decided_pairs=decided,
+        decided_percent=decided_same / decided if decided else None,
+        kappa=fleiss_kappa(shared.items()),
     )
 
 
-def fleiss_kappa(items: Sequence[Mapping[Verdict, int]]) -> float | None:
+def fleiss_kappa(items: Collection[tuple[Sequence[int], int]]) -> float | None:
     """Return how far agreement exceeds chance, over items with two or more judgements each.
 
     Items may have different numbers of judgements n_i: the observed agreement is the mean of P_i over items, chance
     the sum of the squared overall shares p_j.
 
+    Args:
+        items: numbers of judgements by category, each with how many items have them.
+
     Source: Fleiss 1971, "Measuring nominal scale agreement among many raters", equations 1 to 7.
     """
-    totals: Counter[Verdict] = Counter()
-    observed = []
-    for item in items:
-        n = sum(item.values())
+    observed = 0.0
+    for verdicts, count in items:
+        n = sum(verdicts)
         assert n > 1, "an item that one person judged says nothing about agreement"
-        observed.append(sum(count * (count - 1) for count in item.values()) / (n * (n - 1)))  # P_i
-        totals.update(item)
-    if not observed:
+        observed += count * sum(said * (said - 1) for said in verdicts) / (n * (n - 1))  # P_i
+    if not items:
         return None
-    chance = sum((count / totals.total()) ** 2 for count in totals.values())
-    return (sum(observed) / len(observed) - chance) / (1 - chance) if chance < 1 else None
+    weighed = [[said * count for said in verdicts] for verdicts, count in items]
+    totals = [sum(category) for category in zip(*weighed, strict=True)]
+    chance = sum((total / sum(totals)) ** 2 for total in totals)
+    return (observed / sum(count for _, count in items) - chance) / (1 - chance) if chance < 1 else None
 
 
 def agreement_with_others(judged: Iterable[Judged]) -> dict[int, tuple[int, int]]:
     """Return by person how many judgements of others on the same items said the same, and of how many."""
     found: dict[int, tuple[int, int]] = {}
     for votes in _by_item(judged).values():
-        for (one, said), (other, told) in combinations(votes.items(), 2):
-            for person in (one, other):
-                same, count = found.get(person, (0, 0))
-                found[person] = (same + (said == told), count + 1)
+        said = Counter(votes.values())
+        for person, verdict in votes.items() if len(votes) > 1 else ():
+            same, count = found.get(person, (0, 0))
+            found[person] = (same + said[verdict] - 1, count + len(votes) - 1)
     return found
 
 
 def left_bias(choices: Iterable[Choice]) -> LeftBias:
-    """Return how often left was chosen, with Wilson's 95 % interval.
+    """Return how often left was chosen where a side was, with its interval."""
+    counted = Counter(choices)
+    return left_bias_of(counted["left"], counted["right"])
+
+
+def left_bias_of(left: int, right: int) -> LeftBias:
+    """Return the share of the left side, with Wilson's 95 % interval.
 
     Source: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
     """
-    counted = Counter(choices)
-    left, n = counted["left"], counted["left"] + counted["right"]
+    n = left + right
     if not n:
         return LeftBias(0, 0, None, None, None)
     share = left / n
@@ -174,11 +196,11 @@ def votes_a_minute(times: Iterable[str], *, gap_s: float = 300.0) -> float | Non
     """Return how many votes a minute somebody gave while voting; None for fewer than two close to each other.
 
     Args:
-        times: when they voted, ISO 8601, in any order.
+        times: when they voted, as the store writes it, in any order.
         gap_s: a longer pause, in seconds, is not voting.
     """
-    moments = sorted(datetime.fromisoformat(time).timestamp() for time in times)
-    gaps = [later - earlier for earlier, later in zip(moments, moments[1:], strict=False) if later - earlier <= gap_s]
+    moments = [datetime.fromisoformat(time).timestamp() for time in sorted(times)]
+    gaps = [later - earlier for earlier, later in pairwise(moments) if later - earlier <= gap_s]
     if not gaps:
         return None
     return 60 * len(gaps) / max(sum(gaps), 1e-6)
@@ -189,7 +211,3 @@ def _by_item(judged: Iterable[Judged]) -> dict[str, dict[int, Verdict]]:
     for one in judged:
         items[one.item][one.person_id] = one.verdict
     return items
-
-
-def _share(pairs: Sequence[tuple[Verdict, Verdict]]) -> float | None:
-    return sum(one == other for one, other in pairs) / len(pairs) if pairs else None

@@ -16,6 +16,7 @@ from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite
 
 from feedback_store.errors import BadInput, DiskFull, NotOurFile, StoreBusy, StoreDamaged, StoreError
 from feedback_store.sealing import add_hash_function, seal_writes
+from feedback_store.turns import Turns
 
 BUSY_TIMEOUT_MS = 10_000
 _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 10, 11, 13, 14, 26
@@ -117,13 +118,20 @@ def _damaged(path: Path) -> StoreDamaged:
 
 
 @contextlib.contextmanager
-def transaction(db: Database) -> Iterator[None]:
-    """Run the block as one write transaction, or as a savepoint of the one already open."""
+def transaction(db: Database, turns: Turns | None = None) -> Iterator[None]:
+    """Run the block as one write transaction, or as a savepoint of the one already open.
+
+    Args:
+        turns: the queue to wait in; without one, whoever asks at the right moment is next.
+    """
     if db.conn.in_transaction:
         with db.atomic():
             yield
         return
-    db.execute("BEGIN IMMEDIATE")
+    if turns:
+        turns.begin(db)
+    else:
+        db.execute("BEGIN IMMEDIATE")
     try:
         yield
         db.execute("COMMIT")
@@ -147,6 +155,7 @@ class Connections:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._turns = Turns(path)
         self._mine = threading.local()
         self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -168,7 +177,7 @@ class Connections:
             DiskFull: there was no room; the whole block left no trace.
         """
         slot = self._slot()
-        with slot.in_use, translated(self.path), transaction(slot.db):
+        with slot.in_use, translated(self.path), transaction(slot.db, self._turns):
             yield slot.db
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Whether chats may teach the assistant: each person's answer, and a conversation's own where it differs.
 
-What does not teach is never exported and never trained on; `TEACHING` is the one condition that every query of
-examples rests on. Consent withdrawn later counts for training as if the person were erased: see taint.py.
+What does not teach is never exported and never trained on; `TEACHING`, or `TEACHES`, is the one condition that every
+query of examples rests on. Consent withdrawn later counts for training as if the person were erased: see taint.py.
 """
 
 from typing import Literal
@@ -15,6 +15,10 @@ TEACHING = """
     SELECT conversation.id FROM conversation JOIN person ON person.id = conversation.person_id
     WHERE coalesce(conversation.teach, person.teach) = 'on'"""
 """The ids of the conversations that may teach, as a subquery."""
+TEACHES = """EXISTS (
+    SELECT 1 FROM conversation AS taught JOIN person AS teacher ON teacher.id = taught.person_id
+    WHERE taught.id = {} AND coalesce(taught.teach, teacher.teach) = 'on')"""
+"""The same condition for one conversation, given SQL for its id: quicker where the rows are few or already found."""
 
 
 class Consent:

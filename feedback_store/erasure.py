@@ -32,6 +32,7 @@ _SHORTEST_BYTES = 16
 _LARGEST_FILE_BYTES = 64 * 2**20
 _NO_TEXT = frozenset({".safetensors", ".gguf", ".npz", ".pt", ".bin", ".png", ".lock"})
 _BLOT = b"x"
+_MAGIC = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _text_files(folder: Path, database: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.name.startswith(database.name) or path.suffix in _NO_TEXT or path.is_symlink() or not path.is_file():
             continue
-        if path.stat().st_size <= _LARGEST_FILE_BYTES:
+        if path.stat().st_size <= _LARGEST_FILE_BYTES and not _is_database(path):
             yield path
 
 
@@ -221,9 +222,18 @@ def _common(data: bytes, at: int, text: bytes) -> int:
 
 
 def _copies(database: Path) -> Iterator[Path]:
-    for path in sorted(database.parent.glob(f"{database.name}.*")):
-        if path.suffix != ".lock" and path.is_file():
+    """Yield the copies of the database in its folder, whatever they are called."""
+    own = {database.with_name(f"{database.name}{ending}") for ending in ("", "-wal", "-shm", "-journal")}
+    for path in sorted(database.parent.rglob("*")):
+        if path in own or path.suffix == ".lock" or path.is_symlink() or not path.is_file():
+            continue
+        if path.name.startswith(f"{database.name}.") or _is_database(path):
             yield path
+
+
+def _is_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _holds(path: Path, identity: dict[str, object]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlite_utils import Database
 
 from feedback_store.connection import one_row, rows
-from feedback_store.consent import TEACHING
+from feedback_store.consent import TEACHES, TEACHING
 from feedback_store.conversations import read_by_model, read_path
 from feedback_store.records import Demonstration, PreferencePair, Turn
 
@@ -47,15 +47,16 @@ _PAIRS = f"""
         SELECT key, source, person_id, judged.created_at, better_id, worse_id, better.parent_id AS prompt_id,
             better.conversation_id, coalesce(better_text, better.text) AS chosen, worse.text AS rejected,
             system_prompt.text AS system
+        -- crossed, so that SQLite begins with what was judged: it knows nothing of how many rows there are
         FROM judged
-        JOIN message AS better ON better.id = better_id
-        JOIN message AS worse ON worse.id = worse_id
-        JOIN origin AS better_origin ON better_origin.message_id = better_id
-        JOIN origin AS worse_origin ON worse_origin.message_id = worse_id
+        CROSS JOIN message AS better ON better.id = better_id
+        CROSS JOIN message AS worse ON worse.id = worse_id
+        CROSS JOIN origin AS better_origin ON better_origin.message_id = better_id
+        CROSS JOIN origin AS worse_origin ON worse_origin.message_id = worse_id
             AND worse_origin.system_id = better_origin.system_id
-        JOIN system_prompt ON system_prompt.id = better_origin.system_id
+        CROSS JOIN system_prompt ON system_prompt.id = better_origin.system_id
         WHERE chosen <> rejected AND trim(chosen) <> '' AND trim(rejected) <> ''
-            AND better.conversation_id IN ({TEACHING})
+            AND {TEACHES.format("better.conversation_id")}
     )"""
 _DEMONSTRATIONS = f"""
     SELECT 'rewrite:' || rewrite.message_id || ':' || person_id AS key, person_id, updated_at AS created_at,
@@ -85,15 +86,17 @@ _COUNTS = f"""{_PAIRS}
         (SELECT count(*) FROM comparison WHERE choice = 'tie') AS ties,
         (SELECT count(*) FROM comparison WHERE choice = 'both-bad') AS both_bad,
         (SELECT count(*) FROM comparison WHERE choice IS NULL) AS unanswered_comparisons,
+        (SELECT count(*) FROM ranking WHERE NOT retracted) AS rankings,
         (SELECT count(*) FROM rewrite) AS rewrites,
         (SELECT count(*) FROM pair) AS pairs,
         (SELECT count(*) FROM rewrite JOIN message ON message.id = message_id
-            WHERE conversation_id IN ({TEACHING})) + (
+            WHERE {TEACHES.format("conversation_id")}) + (
             SELECT count(*) FROM demonstration JOIN message ON message.id = message_id
-            WHERE conversation_id IN ({TEACHING})) AS demonstrations,
+            WHERE {TEACHES.format("conversation_id")}) AS demonstrations,
         (SELECT count(*) FROM person) AS people,
         (SELECT count(*) FROM conversation) AS conversations,
-        (SELECT count(*) FROM message WHERE role = 'assistant') AS replies"""
+        (SELECT count(*) FROM message WHERE role = 'assistant') AS replies,
+        (SELECT count(*) FROM imported) AS imported"""
 
 
 def read_prompt(db: Database, system: str, message_id: str) -> tuple[Turn, ...]:

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from feedback_store.checks import MAX_COMMENT_CHARS, check_choice, check_text
+from feedback_store.comparisons import CHOICES
 from feedback_store.errors import BadInput
 from feedback_store.rankings import check_ranks
 from feedback_store.records import REASONS_DOWN, REASONS_UP, Turn, as_text
-from feedback_store.votes import CHOICES
 
 KINDS = ("preferences", "thumbs", "comparisons", "rankings", "demonstrations", "conversations")
 ANNOTATOR = "imported"

@@ -20,6 +20,7 @@ from feedback_store.conversations import TITLE_CHARS
 from feedback_store.errors import BadInput, StoreError
 from feedback_store.exchange import KINDS, Judgement, Reply, check_line, parse_line
 from feedback_store.foreign import FORMATS, read_foreign
+from feedback_store.items import Item, find_item
 from feedback_store.rankings import write_ranking
 from feedback_store.records import utc_now
 from feedback_store.store import Store
@@ -278,7 +279,7 @@ class _Writer:
             return replies[0]
         if judgement.kind == "comparisons":
             sides = [person_id, *prompt, *replies, details["choice"], details["shown_at"] or at, at]
-            _add_comparison(self._db, key, sides)
+            _add_comparison(self._db, key, sides, find_item(self._db, prompt[1], *replies))
         elif judgement.kind == "rankings":
             ranks = dict(zip(replies, details["ranks"], strict=True))
             write_ranking(self._db, key, prompt, person_id, ranks, details["none_is_good"], at)
@@ -308,11 +309,11 @@ def _add_thumb(db: Database, message_id: str, person_id: int, thumb: list[object
     )
 
 
-def _add_comparison(db: Database, comparison_id: str, sides: list[object]) -> None:
+def _add_comparison(db: Database, comparison_id: str, sides: list[object], item: Item) -> None:
     db.execute(
         "INSERT INTO comparison(id, person_id, conversation_id, prompt_message_id, left_message_id,"
-        " right_message_id, choice, shown_at, chosen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [comparison_id, *sides],
+        " right_message_id, choice, shown_at, chosen_at, item, left_first) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [comparison_id, *sides, item.id, item.left_first],
     )
     choice, at = sides[-3], sides[-1]
     sql = "INSERT INTO comparison_event(comparison_id, new, at) VALUES (?, ?, ?)"

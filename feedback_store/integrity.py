@@ -72,10 +72,10 @@ _REFERENCES = {
         HAVING count(message.id) NOT BETWEEN 2 AND 9 OR count(message.id) <> count(*)
             OR conversation.person_id <> ranking.person_id OR count(DISTINCT rank) <> max(rank)""",
     "A ranking differs from the end of its history.": """
-        SELECT id FROM ranking WHERE (none_is_good, (
+        SELECT id FROM ranking WHERE (none_is_good, retracted, (
             SELECT json_group_object(message_id, rank ORDER BY position) FROM ranked_reply WHERE ranking_id = ranking.id
         )) IS NOT (
-            SELECT none_is_good, json(ranks) FROM ranking_event WHERE ranking_id = ranking.id
+            SELECT none_is_good, retracted, json(ranks) FROM ranking_event WHERE ranking_id = ranking.id
             ORDER BY ranking_event.id DESC LIMIT 1)""",
     "A step of a vote's history does not follow the one before.": """
         SELECT message_id FROM (

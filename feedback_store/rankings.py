@@ -12,7 +12,7 @@ from sqlite_utils import Database
 from feedback_store.checks import to_json
 from feedback_store.connection import Row, one_row, rows
 from feedback_store.consent import TEACHING
-from feedback_store.errors import BadInput
+from feedback_store.errors import BadInput, NotYours
 from feedback_store.examples import ANNOTATOR, read_prompt
 from feedback_store.records import RankedReplies, Ranking, utc_now
 
@@ -27,7 +27,7 @@ _RANKINGS = f"""
     JOIN origin ON origin.message_id = message.id
     JOIN system_prompt ON system_prompt.id = origin.system_id
     LEFT JOIN imported ON imported.kind = 'rankings' AND imported.row_id = ranking.id
-    WHERE ranking.conversation_id IN ({TEACHING})
+    WHERE NOT ranking.retracted AND ranking.conversation_id IN ({TEACHING})
     GROUP BY ranking.id
     HAVING count(DISTINCT origin.system_id) = 1 AND count(*) >= {MIN_REPLIES}"""
 
@@ -66,7 +66,7 @@ def write_ranking(
     key = ranking_id or secrets.token_hex(16)
     if known:
         db.execute(
-            "UPDATE ranking SET none_is_good = ?, version = version + 1, ranked_at = ? WHERE id = ?",
+            "UPDATE ranking SET none_is_good = ?, version = version + 1, ranked_at = ?, retracted = 0 WHERE id = ?",
             [none_is_good, at, key],
         )
         db.execute("DELETE FROM ranked_reply WHERE ranking_id = ?", [key])
@@ -93,9 +93,32 @@ def rank_replies(
 ) -> Ranking:
     """Store a person's ranking of replies to their own prompt; the last one counts, the same again changes nothing."""
     before = find_ranking(db, prompt[1], person_id)
-    if before is None or (before.ranks, before.none_is_good) != (dict(ranks), none_is_good):
+    if before is None or before.retracted or (before.ranks, before.none_is_good) != (dict(ranks), none_is_good):
         write_ranking(db, before.id if before else None, prompt, person_id, ranks, none_is_good, utc_now())
     after = find_ranking(db, prompt[1], person_id)
+    assert after is not None
+    return after
+
+
+def retract_ranking(db: Database, prompt_message_id: str, person_id: int) -> Ranking:
+    """Take a person's ranking back; what it said stays with its history, a second time changes nothing.
+
+    Raises:
+        NotYours: they ranked nothing there.
+    """
+    before = find_ranking(db, prompt_message_id, person_id)
+    if before is None:
+        raise NotYours
+    if not before.retracted:
+        now = utc_now()
+        db.execute(
+            "UPDATE ranking SET retracted = 1, version = version + 1, ranked_at = ? WHERE id = ?", [now, before.id]
+        )
+        db.execute(
+            "INSERT INTO ranking_event(ranking_id, ranks, none_is_good, at, retracted) VALUES (?, ?, ?, ?, 1)",
+            [before.id, to_json(before.ranks, "Ranks"), before.none_is_good, now],
+        )
+    after = find_ranking(db, prompt_message_id, person_id)
     assert after is not None
     return after
 
@@ -116,6 +139,7 @@ def find_ranking(db: Database, prompt_message_id: str, person_id: int) -> Rankin
         none_is_good=bool(row["none_is_good"]),
         version=row["version"],
         ranked_at=row["ranked_at"],
+        retracted=bool(row["retracted"]),
     )
 
 

@@ -130,6 +130,10 @@ class Comparison:
     choice: Choice | None
     shown_at: str
     chosen_at: str | None
+    hidden: tuple[str, ...]
+    """What the person did not see until the choice."""
+    decided_s: float | None
+    """Seconds from being shown to the first choice."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ class Ranking:
     none_is_good: bool
     version: int
     ranked_at: str
+    retracted: bool
+    """Taken back; it teaches nothing until the replies are ranked again."""
 
 
 @dataclass(frozen=True)

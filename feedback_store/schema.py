@@ -394,6 +394,19 @@ def add_row_hashes(db: Database) -> None:
         db.execute(f"ALTER TABLE {table} ADD COLUMN row_hash BLOB")
 
 
+def add_choice_details(db: Database) -> None:
+    """Add what was hidden until a choice and what it was about, and rankings that were taken back.
+
+    `item` names what was judged by its content, `left_first` says which of its replies stood left: items.py. Older
+    choices get theirs after the step, which knows nothing of how prompts are read.
+    """
+    db.execute("ALTER TABLE comparison ADD COLUMN hidden TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(hidden))")
+    db.execute("ALTER TABLE comparison ADD COLUMN item TEXT")
+    db.execute("ALTER TABLE comparison ADD COLUMN left_first INTEGER CHECK (left_first IN (0, 1))")
+    for table in ("ranking", "ranking_event"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN retracted INTEGER NOT NULL DEFAULT 0 CHECK (retracted IN (0, 1))")
+
+
 STEPS: tuple[Callable[[Database], None], ...] = (
     create_registry,
     create_people,
@@ -406,6 +419,7 @@ STEPS: tuple[Callable[[Database], None], ...] = (
     add_rankings,
     add_imports,
     add_row_hashes,
+    add_choice_details,
 )
 VERSION = len(STEPS)
 

@@ -32,12 +32,13 @@ class Store:
         self.connections.close()
 
 
-def open_store(path: Path, *, create: bool = True) -> Store:
+def open_store(path: Path, *, create: bool = True, check: bool = True) -> Store:
     """Open the database file, creating or migrating it first where needed.
 
     Args:
         path: the file, usually HOME/nightschool.db.
         create: make a new one if there is none.
+        check: look through the whole file first; without it, damage shows where it is read. For who only counts.
 
     Raises:
         NotOurFile: another program's file, or no database at all; writing would destroy it.
@@ -46,5 +47,5 @@ def open_store(path: Path, *, create: bool = True) -> Store:
         StoreError: there is none and `create` is False, or the folder cannot be used.
     """
     path = Path(path).absolute()
-    prepare(path, create=create)
+    prepare(path, create=create, check=check)
     return Store(Connections(path))

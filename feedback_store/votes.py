@@ -4,16 +4,16 @@ A judgement names replies by id only; text, prompt and settings always come from
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
 from sqlite_utils import Database
 
-from feedback_store import examples, rankings
+from feedback_store import comparisons, examples, rankings
 from feedback_store.checks import MAX_COMMENT_CHARS, check_choice, check_text, to_json
 from feedback_store.connection import Connections, Row, one_row, rows
 from feedback_store.conversations import own_message
-from feedback_store.errors import BadInput, NotYours
+from feedback_store.errors import BadInput
+from feedback_store.overview import Overview, read_overview
 from feedback_store.records import (
     REASONS_DOWN,
     REASONS_UP,
@@ -28,8 +28,6 @@ from feedback_store.records import (
     Vote,
     utc_now,
 )
-
-CHOICES: tuple[Choice, ...] = ("left", "right", "tie", "both-bad")
 
 
 def _vote(row: Row) -> Vote:
@@ -47,17 +45,6 @@ def _vote(row: Row) -> Vote:
 def _find_vote(db: Database, message_id: str, person_id: int) -> Vote | None:
     row = one_row(db, "SELECT * FROM vote WHERE message_id = ? AND person_id = ?", [message_id, person_id])
     return _vote(row) if row else None
-
-
-def _comparison(row: Row) -> Comparison:
-    return Comparison(**{name: row[name] for name in Comparison.__dataclass_fields__})
-
-
-def _own_comparison(db: Database, comparison_id: str, person_id: int) -> Comparison:
-    row = one_row(db, "SELECT * FROM comparison WHERE id = ? AND person_id = ?", [comparison_id, person_id])
-    if row is None:
-        raise NotYours
-    return _comparison(row)
 
 
 def _check_reasons(value: int, reasons: Sequence[str]) -> tuple[str, ...]:
@@ -141,30 +128,24 @@ class Votes:
         return {vote.message_id: vote for vote in votes}
 
     def show_comparison(
-        self, person_id: int, prompt_message_id: str, left_message_id: str, right_message_id: str
+        self,
+        person_id: int,
+        prompt_message_id: str,
+        left_message_id: str,
+        right_message_id: str,
+        hidden: Sequence[str] = comparisons.HIDDEN,
     ) -> Comparison:
         """Store that two replies were put side by side, and which side each was on.
+
+        Args:
+            hidden: what the person does not see of the two until the choice.
 
         Raises:
             NotYours: one of the three is absent or in somebody else's conversation.
             BadInput: the two are not different replies to that prompt; a choice would mean nothing.
         """
-        comparison_id = secrets.token_hex(16)
         with self._connections.write() as db:
-            prompt = own_message(db, prompt_message_id, person_id)
-            left = own_message(db, left_message_id, person_id)
-            right = own_message(db, right_message_id, person_id)
-            replies = {
-                reply.id for reply in (left, right) if reply.parent_id == prompt.id and reply.role == "assistant"
-            }
-            if prompt.role != "user" or len(replies) != 2:
-                raise BadInput("A comparison needs two different replies to the same message.")
-            db.execute(
-                "INSERT INTO comparison(id, person_id, conversation_id, prompt_message_id, left_message_id,"
-                " right_message_id, shown_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [comparison_id, person_id, prompt.conversation_id, prompt.id, left.id, right.id, utc_now()],
-            )
-            return _own_comparison(db, comparison_id, person_id)
+            return comparisons.show(db, person_id, prompt_message_id, (left_message_id, right_message_id), hidden)
 
     def choose(self, comparison_id: str, person_id: int, choice: Choice) -> Comparison:
         """Store the choice between two replies; it may be changed, and its history is kept.
@@ -173,27 +154,13 @@ class Votes:
             NotYours: the comparison is absent or was shown to somebody else.
             BadInput: a reply is not finished, or the choice is none of CHOICES.
         """
-        check_choice(choice, CHOICES, "The choice")
         with self._connections.write() as db:
-            shown = _own_comparison(db, comparison_id, person_id)
-            for message_id in (shown.left_message_id, shown.right_message_id):
-                if own_message(db, message_id, person_id).state not in ("done", "stopped"):
-                    raise BadInput("Both replies must be finished before one is chosen; wait, or ask again.")
-            if shown.choice == choice:
-                return shown
-            now = utc_now()
-            db.execute(
-                "INSERT INTO comparison_event(comparison_id, old, new, at) VALUES (?, ?, ?, ?)",
-                [comparison_id, shown.choice, choice, now],
-            )
-            db.execute("UPDATE comparison SET choice = ?, chosen_at = ? WHERE id = ?", [choice, now, comparison_id])
-            return _own_comparison(db, comparison_id, person_id)
+            return comparisons.choose(db, comparison_id, person_id, choice)
 
     def comparisons(self, person_id: int, limit: int = 50) -> list[Comparison]:
         """Return a person's comparisons, newest first."""
-        sql = "SELECT * FROM comparison WHERE person_id = ? ORDER BY seq DESC LIMIT ?"
         with self._connections.read() as db:
-            return [_comparison(row) for row in rows(db, sql, [person_id, limit])]
+            return comparisons.read_comparisons(db, person_id, limit)
 
     def rank(
         self, prompt_message_id: str, person_id: int, ranks: Mapping[str, int], none_is_good: bool = False
@@ -218,8 +185,17 @@ class Votes:
                 db, (prompt.conversation_id, prompt.id), person_id, checked, bool(none_is_good)
             )
 
+    def retract_ranking(self, prompt_message_id: str, person_id: int) -> Ranking:
+        """Take a ranking back: it teaches nothing any more, and its history is kept. Ranking again undoes it.
+
+        Raises:
+            NotYours: the person ranked no replies to such a message.
+        """
+        with self._connections.write() as db:
+            return rankings.retract_ranking(db, prompt_message_id, person_id)
+
     def get_ranking(self, prompt_message_id: str, person_id: int) -> Ranking | None:
-        """Return the order in which a person put the replies to a message."""
+        """Return the order in which a person put the replies to a message, taken back or not."""
         with self._connections.read() as db:
             return rankings.find_ranking(db, prompt_message_id, person_id)
 
@@ -266,7 +242,7 @@ class Votes:
     def rankings(self) -> Iterator[RankedReplies]:
         """Yield every ranking with its prompt and replies, oldest first, as they are at the first step.
 
-        Left out: replies under different system prompts, because they answered different prompts.
+        Left out: those taken back, and replies under different system prompts, because they answered different prompts.
         """
         with self._connections.snapshot() as db:
             yield from rankings.read_rankings(db)
@@ -275,6 +251,11 @@ class Votes:
         """Return how much of everything there is, all counted at the same moment."""
         with self._connections.read() as db:
             return examples.read_counts(db)
+
+    def overview(self) -> Overview:
+        """Return the counts, and how people vote: agreement, sides, pace; all as it is at one moment."""
+        with self._connections.snapshot() as db:
+            return read_overview(db)
 
 
 def _write_vote(

@@ -27,8 +27,12 @@ def make(folder: Path = FOLDER) -> Path:
         fill(store)
         person = store.people.add("ada").id
         question = ask(store, "Why is the sky blue? 밤", person)
+        replies = []
         for text, value in (("Light scatters.", 1), ("It just is.", -1), ("Ask me later.", 0)):
-            store.votes.rate(answer(store, question, text, person).id, person, value)
+            replies.append(answer(store, question, text, person).id)
+            store.votes.rate(replies[-1], person, value)
+        store.votes.rank(question.id, person, {reply: place for place, reply in enumerate(replies, 1)})
+        store.votes.retract_ranking(question.id, person)
         store.conversations.begin_reply(question.id, person, ORIGIN)
         store.close()
         folder.mkdir(exist_ok=True)

@@ -1,16 +1,13 @@
 """Messages to tokens: nothing a person types becomes a turn, and what does not fit is said, not cut."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from assistant.engine import Message
 from assistant.errors import PromptTooLong
 from assistant.prompt import count_control_tokens, encode_completion, encode_prompt, end_of_turn, fit_prompt
+from tests.shared_data import hostile_strings, needs_data
 from tests.tiny import CHATML, tiny_tokenizer
 
-HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "blns" / "blns.json"
 REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 
 
@@ -87,9 +84,9 @@ def test_a_last_message_that_cannot_fit_is_refused_in_words() -> None:
         fit_prompt(tiny_tokenizer(), [*talk(4), user("word " * 1000)], 200)
 
 
-@pytest.mark.skipif(not HOSTILE.exists(), reason="the hostile strings are not on this machine")
+@needs_data
 def test_hostile_strings_never_add_a_turn() -> None:
     tokenizer = tiny_tokenizer()
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    for text in json.loads(HOSTILE.read_text()):
+    for text in hostile_strings():
         assert encode_prompt(tokenizer, [user(text)]).count(start) == 2

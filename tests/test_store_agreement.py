@@ -27,8 +27,9 @@ from feedback_store.influence import Vote, cap_factors, group_alike, likeness, w
 from feedback_store.integrity import verify
 from feedback_store.records import Turn
 from feedback_store.store import open_store
+from tests.shared_data import DATA, needs_data
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "tulu_human_eval" / "derived_annotations.jsonl"
+JUDGEMENTS = DATA / "tulu_human_eval" / "derived_annotations.jsonl"
 PROMPT: Sequence[Turn] = [{"role": "user", "content": "What is 2 + 2?"}]
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -62,10 +63,10 @@ def test_kappa_is_the_published_example() -> None:
         *([0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1]),
         *([7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]),
     ]
-    counts: list[Any] = [dict(enumerate(row)) for row in table]
-    assert fleiss_kappa(counts) == pytest.approx(0.210, abs=0.0005)
-    assert fleiss_kappa([{"first": 2}, {"second": 2}]) == 1.0
-    assert fleiss_kappa([{"first": 2}, {"first": 3}]) is None
+    assert fleiss_kappa([(row, 1) for row in table]) == pytest.approx(0.210, abs=0.0005)
+    assert fleiss_kappa([(row, 3) for row in table]) == pytest.approx(0.210, abs=0.0005)
+    assert fleiss_kappa([((2, 0), 1), ((0, 2), 1)]) == 1.0
+    assert fleiss_kappa([((2, 0), 1), ((3, 0), 1)]) is None and fleiss_kappa([]) is None
 
 
 def test_left_bias_has_wilsons_interval() -> None:
@@ -151,9 +152,9 @@ def unshuffled(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="the Tülu human evaluation is not on this machine")
+@needs_data
 def test_1150_real_judgements_import_and_agree_as_published(tmp_path: Path) -> None:
-    records = [json.loads(line) for line in DATA.read_text().splitlines()]
+    records = [json.loads(line) for line in JUDGEMENTS.read_text().splitlines()]
     file = tmp_path / "tulu.jsonl"
     file.write_text("".join(json.dumps(unshuffled(record)) + "\n" for record in records))
     store = open_store(tmp_path / "nightschool.db")

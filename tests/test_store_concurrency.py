@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from feedback_store.connection import connect
-from feedback_store.errors import DiskFull
 from feedback_store.integrity import verify
 from feedback_store.store import open_store
 from tests.test_store_world import answer, ask, fill
@@ -102,23 +102,45 @@ def test_a_writer_killed_in_mid_transaction_leaves_whole_rows_only(tmp_path: Pat
     store.close()
 
 
-def test_a_hundred_identical_presses_are_one_vote(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["rate", "rate with a request id", "retract", "choose", "rank", "rewrite"])
+def test_a_hundred_identical_requests_at_once_are_one_row_and_one_step_of_its_history(
+    tmp_path: Path, kind: str
+) -> None:
     store = open_store(tmp_path / "nightschool.db")
-    reply = answer(store, ask(store), "4")
+    question = ask(store)
+    replies = [answer(store, question, text).id for text in ("4", "5", "6")]
+    shown = store.votes.show_comparison(1, question.id, *replies[:2])
+    ranks = dict(zip(replies, (1, 2, 2), strict=True))
+    if kind == "retract":
+        store.votes.rank(question.id, 1, ranks)
+    send: dict[str, Callable[[], object]] = {
+        "rate": lambda: store.votes.rate(replies[0], 1, 1, ["correct"], "Short."),
+        "rate with a request id": lambda: store.votes.rate(replies[0], 1, 1, request_id="press-1"),
+        "retract": lambda: store.votes.retract_ranking(question.id, 1),
+        "choose": lambda: store.votes.choose(shown.id, 1, "left"),
+        "rank": lambda: store.votes.rank(question.id, 1, ranks),
+        "rewrite": lambda: store.votes.rewrite(replies[0], 1, "Four."),
+    }
+    gate, answers = threading.Barrier(20), []
 
     def press() -> None:
-        for _ in range(25):
-            store.votes.rate(reply.id, 1, 1, request_id="press-1")
+        gate.wait()
+        answers.extend([send[kind]() for _ in range(5)])
 
-    threads = [threading.Thread(target=press) for _ in range(4)]
+    threads = [threading.Thread(target=press) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    vote = store.votes.get(reply.id, 1)
-    assert vote is not None and (vote.value, vote.version) == (1, 1)
+    assert len(answers) == 100 and all(found == answers[0] for found in answers)
+    table = {"rate": "vote", "choose": "comparison", "rank": "ranking", "retract": "ranking"}.get(kind.split()[0])
     with store.connections.read() as db:
-        assert db.execute("SELECT count(*) FROM vote_event").fetchone()[0] == 1
+        if table is None:
+            assert db.execute("SELECT count(*) FROM rewrite").fetchone()[0] == 1
+        else:
+            rows, steps = f"(SELECT count(*) FROM {table})", f"(SELECT count(*) FROM {table}_event)"
+            assert db.execute(f"SELECT {rows}, {steps}").fetchone() == (1, 2 if kind == "retract" else 1)
+    assert verify(store) == []
     store.close()
 
 
@@ -165,25 +187,6 @@ def test_opening_a_second_time_in_one_process_keeps_the_first_ones_locks(tmp_pat
     open_store(store.path).close()
     after = [line for line in locks.read_text().splitlines() if mine in line]
     assert len(before) == len(after) == 1
-    store.close()
-
-
-def test_a_full_disk_refuses_the_write_keeps_the_rest_and_recovers(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "nightschool.db")
-    reply = fill(store)
-    conversation = store.conversations.start(1)
-    with store.connections.read() as db:
-        pages = db.execute("PRAGMA page_count").fetchone()[0]
-        db.execute(f"PRAGMA max_page_count={pages}").fetchall()
-    with pytest.raises(DiskFull, match="free some space"):
-        ask(store, "x" * 100_000, within=conversation)
-    assert store.votes.get(reply.id, 1) is not None
-    assert store.conversations.get(conversation.id, 1) == conversation
-    assert store.conversations.thread(conversation.id, 1) == []
-    with store.connections.read() as db:
-        db.execute("PRAGMA max_page_count=1000000").fetchall()
-    ask(store, "x" * 100_000, within=conversation)
-    assert verify(store) == []
     store.close()
 
 

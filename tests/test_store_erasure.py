@@ -161,6 +161,19 @@ def test_a_night_under_way_cannot_put_live_what_it_learned_from_somebody_erased_
         store.registry.promote("late", 0)
 
 
+def test_a_backup_of_any_name_in_the_home_is_named_and_stays_whole(store: Store, home: Path) -> None:
+    person = store.people.add("canary")
+    talk(store, person.id, CANARY)
+    (home / "copies").mkdir()
+    copies = {home / "mine.db", home / "copies" / "old.sqlite"}
+    for copy in copies:
+        backup(store, copy)
+    before = {copy: copy.read_bytes() for copy in copies}
+    erased = erase_user(store, "canary")
+    assert set(erased.backups) == copies and not copies & set(erased.files)
+    assert {copy: copy.read_bytes() for copy in copies} == before
+
+
 def test_backups_that_hold_them_are_named_and_others_are_not(store: Store, home: Path) -> None:
     backup(store, home / "nightschool.db.before-v1")
     person = store.people.add("canary")

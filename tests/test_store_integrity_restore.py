@@ -86,7 +86,8 @@ def test_what_is_not_whole_is_not_restored(path: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="itself"):
         restore(path, path)
     assert path.read_bytes() == before
-    assert sorted(file.name for file in path.parent.iterdir()) == ["nightschool.db", "nightschool.db.lock"]
+    left = sorted(file.name for file in path.parent.iterdir())
+    assert left == ["nightschool.db", "nightschool.db.lock", "nightschool.db.turn.lock"]
 
 
 def test_a_database_in_use_is_not_replaced(path: Path, tmp_path: Path) -> None:

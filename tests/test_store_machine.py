@@ -73,6 +73,7 @@ class Life(RuleBasedStateMachine):
         self.talks: dict[str, Talk] = {}
         self.votes: dict[str, list[int]] = {}
         self.rewrites: dict[str, str] = {}
+        self.ranked: dict[str, bool] = {}
         self.requests: set[tuple[str, str]] = set()
         self.streaming: list[tuple[str, str]] = []
         self.learned: dict[str, set[tuple[str, str]]] = {}
@@ -200,6 +201,18 @@ class Life(RuleBasedStateMachine):
         for choice in choices:
             assert self.store.votes.choose(shown.id, person, choice).choice == choice
 
+    @precondition(lambda self: any(len(talk.replies) > 1 for talk in self.talks.values()))
+    @rule(which=PICK, ranks=st.lists(st.integers(1, 3), min_size=2, max_size=2), back=st.booleans())
+    def rank(self, which: int, ranks: list[int], back: bool) -> None:
+        """Put two answers in order, and perhaps take that back."""
+        talks = [(key, talk) for key, talk in self.talks.items() if len(talk.replies) > 1]
+        conversation, talk = talks[which % len(talks)]
+        person = self.people[talk.person].id
+        self.store.votes.rank(talk.question, person, dict(zip(talk.replies[:2], ranks, strict=True)))
+        if back:
+            assert self.store.votes.retract_ranking(talk.question, person).retracted
+        self.ranked[conversation] = not back
+
     @rule(who=PICK, teach=st.sampled_from(["on", "off"]))
     def answer_for_all(self, who: int, teach: Any) -> None:
         """Allow or forbid to learn from somebody's chats."""
@@ -296,6 +309,7 @@ class Life(RuleBasedStateMachine):
     def forget(self, conversation: str) -> None:
         """Let the model forget a chat."""
         talk = self.talks.pop(conversation)
+        self.ranked.pop(conversation, None)
         for reply in talk.replies:
             self.votes.pop(reply, None)
             self.rewrites.pop(reply, None)
@@ -323,12 +337,14 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def examples_come_from_those_who_allow_it(self) -> None:
-        """Compare where pairs and demonstrations come from with what the model allows."""
+        """Compare where pairs, demonstrations and rankings come from with what the model allows."""
         pairs, shown = list(self.store.votes.pairs()), list(self.store.votes.demonstrations())
         assert all(self.teaches(example.conversation_id) for example in (*pairs, *shown))
         whose = {reply: key for key, talk in self.talks.items() for reply in talk.replies}
         allowed = {reply for reply in self.rewrites if self.teaches(whose[reply])}
         assert {example.ids[0] for example in shown} == allowed
+        ranked = {key for key, counts in self.ranked.items() if counts and self.teaches(key)}
+        assert {example.conversation_id for example in self.store.votes.rankings()} == ranked
         names = {person.id: name for name, person in self.people.items()}
         assert all(names[example.person_id] == self.talks[example.conversation_id].person for example in pairs)
 
@@ -365,8 +381,7 @@ def empty(tmp_path: Path) -> Iterator[Path]:
     yield store.path
 
 
-# Out of make test until it has run for a while without Hypothesis finding its draws to differ between runs.
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_people_do_the_store_agrees_with_the_model(empty: Path) -> None:
     run_state_machine_as_test(
         Life,

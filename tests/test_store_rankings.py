@@ -8,6 +8,7 @@ import pytest
 
 from feedback_store.connection import connect
 from feedback_store.errors import BadInput, NotYours
+from feedback_store.exporters import export_lines
 from feedback_store.integrity import verify
 from feedback_store.store import Store, open_store
 from tests.test_store_world import ORIGIN, answer, ask
@@ -55,6 +56,33 @@ def test_the_last_order_counts_and_the_same_again_changes_nothing(store: Store) 
     assert (second.id, second.version, dict(second.ranks)) == (first.id, 2, {c.id: 1, a.id: 2, b.id: 2})
     assert rankings(store) == 1 + 2
     assert [example.ranks for example in store.votes.rankings()] == [(1, 2, 2)]
+
+
+def test_a_ranking_taken_back_teaches_nothing_and_keeps_its_history(store: Store) -> None:
+    question = ask(store)
+    a, b = (answer(store, question, text) for text in "ab")
+    first = store.votes.rank(question.id, 1, {a.id: 1, b.id: 2}, none_is_good=True)
+    back = store.votes.retract_ranking(question.id, 1)
+    assert (back.retracted, back.version, back.ranks, first.retracted) == (True, 2, first.ranks, False)
+    assert store.votes.retract_ranking(question.id, 1) == back == store.votes.get_ranking(question.id, 1)
+    assert list(store.votes.rankings()) == [] and list(export_lines(store, "rankings")) == []
+    assert store.votes.counts()["rankings"] == 0 and rankings(store) == 1 + 2
+    again = store.votes.rank(question.id, 1, {a.id: 1, b.id: 2}, none_is_good=True)
+    assert (again.retracted, again.version, again.id) == (False, 3, first.id)
+    assert len(list(store.votes.rankings())) == 1 and rankings(store) == 1 + 3
+
+
+def test_a_ranking_is_taken_back_by_who_gave_it_only(store: Store) -> None:
+    stranger = store.people.add("stranger").id
+    question = ask(store)
+    a, b = (answer(store, question, text) for text in "ab")
+    for prompt, person_id in ((question.id, 1), (question.id, stranger), ("invented", 1)):
+        with pytest.raises(NotYours):
+            store.votes.retract_ranking(prompt, person_id)
+    store.votes.rank(question.id, 1, {a.id: 1, b.id: 2})
+    with pytest.raises(NotYours):
+        store.votes.retract_ranking(question.id, stranger)
+    assert len(list(store.votes.rankings())) == 1
 
 
 def test_only_ones_own_finished_replies_to_one_message_are_ranked(store: Store) -> None:
@@ -105,6 +133,7 @@ def test_a_ranking_goes_with_its_conversation(store: Store) -> None:
     [
         ("UPDATE ranked_reply SET rank = 3 - rank", "UPDATE ranked_reply SET rank = 3 - rank", "end of its history"),
         ("UPDATE ranked_reply SET rank = rank * 2", "UPDATE ranked_reply SET rank = rank / 2", "2 to 9 replies"),
+        ("UPDATE ranking SET retracted = 1", "UPDATE ranking SET retracted = 0", "end of its history"),
         ("UPDATE ranking SET person_id = 2", "UPDATE ranking SET person_id = 1", "in its person's conversation"),
     ],
 )

@@ -63,11 +63,13 @@ def test_a_filled_store_is_whole_and_counts_what_was_put_in(tmp_path: Path) -> N
         "ties": 0,
         "both_bad": 0,
         "unanswered_comparisons": 0,
+        "rankings": 0,
         "rewrites": 1,
         "pairs": 3,
         "demonstrations": 1,
         "people": 1,
         "conversations": 1,
         "replies": 2,
+        "imported": 0,
     }
     store.close()
