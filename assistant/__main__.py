@@ -16,7 +16,7 @@ from assistant.engine import Message, Reply, Request, Sampling
 from assistant.errors import AssistantError, SettingsError
 from assistant.live import live_adapter
 from assistant.presets import PRESETS
-from assistant.settings import Settings, load_settings
+from assistant.settings import Settings, describe, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,6 +114,18 @@ def batch(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def show_settings(args: argparse.Namespace, settings: Settings) -> int:
+    """List every setting with the value that holds here."""
+    described = list(describe(settings))
+    if args.json:
+        sys.stdout.write(json.dumps({one.variable: one.value for one in described}, default=str) + "\n")
+        return 0
+    for one in described:
+        changed = "" if one.value == one.default else f"  (else {one.default})"
+        sys.stdout.write(f"{one.variable}={one.value}{changed}\n    {one.meaning}\n")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m assistant", description="Ask the model without the app.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -133,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--max-new-tokens", type=_positive, default=None, help="longest reply, in tokens")
         command.add_argument("--greedy", action="store_true", help="the most likely token each time")
         command.add_argument("--seed", type=int, default=0)
+    listed = commands.add_parser("settings", help="every setting, its value here and what it means")
+    listed.set_defaults(run=show_settings)
+    for command in (one, conversation, many, listed):
         command.add_argument("--home", default=None, help="the home folder")
         command.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser

@@ -4,8 +4,9 @@ Nested groups are written NIGHTSCHOOL_NIGHT__MIN_VOTES=40, or in settings.toml a
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,28 +20,41 @@ Quantization = Literal["auto", "nf4", "int8", "int4", "none"]
 class SamplingSettings(BaseModel):
     """How replies are drawn unless a request says otherwise."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     temperature: float = Field(0.7, ge=0, le=5)
     """0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
+    """Only the likeliest tokens that make up this probability are drawn from."""
     max_new_tokens: int = Field(512, ge=1)
+    """Longest reply, in tokens."""
 
 
 class NightSettings(BaseModel):
     """What the nightly run trains with, and what a candidate must pass."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     min_votes: int = Field(30, ge=1)
     """Usable votes below which the night is skipped."""
     holdout_share: float = Field(0.2, gt=0, lt=1)
     """Part of the conversations (and people) kept for the examination."""
     half_life_days: float = Field(45.0, gt=0)
     """A vote this old weighs half."""
+    largest_share: float = Field(0.25, gt=0, le=1)
+    """The most of a night's weight that any one person has, where there are people enough for it."""
+    quarantine_hours: float = Field(0.0, ge=0)
+    """Votes younger than this wait for a later night, so that somebody can look at them first."""
+    alike_prompts: float = Field(0.9, gt=0, le=1)
+    """A person's votes on prompts at least so alike share the weight of one."""
     rank: int = Field(16, ge=1)
+    """Rank of the LoRA adapter."""
     alpha: int = Field(32, ge=1)
+    """The adapter is scaled by alpha / rank."""
     learning_rate: float = Field(3e-4, gt=0)
+    """Highest learning rate."""
     epochs: int = Field(2, ge=1)
+    """How often each example is seen."""
     beta: float = Field(0.1, gt=0)
+    """How strongly DPO holds on to the base."""
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     """Probability that a choice was a slip (cDPO)."""
     dpo_weight: float = Field(0.5, ge=0)
@@ -52,6 +66,7 @@ class NightSettings(BaseModel):
     batch_examples: int = Field(8, ge=1)
     """Examples in one optimiser step."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Longer gradients are shortened to this norm."""
     max_tokens: int = Field(1024, ge=64)
     """Longest prompt plus completion trained on; older turns are left out first."""
     gate_accuracy_margin: float = Field(0.02, ge=0)
@@ -59,31 +74,65 @@ class NightSettings(BaseModel):
     gate_perplexity_rise: float = Field(0.02, ge=0)
     """Largest relative rise of perplexity on the shipped text."""
     seed: int = 0
+    """Of the split and the training."""
+
+
+class DoorSettings(BaseModel):
+    """Who may reach the web app, and how often. The owner of an app without accounts is held to none of the limits."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    public_url: str = Field("", pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?)?$")
+    """The address that people open when a proxy stands before the app: scheme and host, no path."""
+    trusted_proxies: list[str] = []
+    """Addresses whose X-Forwarded-For and X-Forwarded-Proto are believed; nobody else's are."""
+    trusted_hosts: list[str] = []
+    """Further host names that people may open the app by."""
+    logins_per_account: int = Field(5, ge=1)
+    """Wrong passwords a minute for one account from one address."""
+    logins_per_address: int = Field(30, ge=1)
+    """Wrong passwords a minute from one address."""
+    events_per_minute: int = Field(300, ge=1)
+    """Messages, votes and other actions of one account."""
+    requests_at_once: int = Field(100, ge=1)
+    """Requests under way, held streams among them, for one account, or for one address that is not logged in."""
+    generations_per_account: int = Field(2, ge=1)
+    """Replies of one account under way: one that is being written and one that waits."""
 
 
 class Settings(BaseSettings):
     """Everything configurable, and the folders under the home."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NIGHTSCHOOL_", env_nested_delimiter="__", env_ignore_empty=True, extra="forbid"
+        env_prefix="NIGHTSCHOOL_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
     )
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("nightschool", appauthor=False)))
+    """The folder that holds everything."""
     model: str = "embedded"
     """`embedded`, a hub id, a folder, or a .gguf file."""
     engine: str = "local"
     """`local`, `fake`, or the base URL of an OpenAI-compatible server."""
     quantization: Quantization = "auto"
+    """`auto`, `nf4`, `int8`, `int4` or `none`: how the model's weights are held while it answers."""
     threads: int = Field(0, ge=0)
     """CPU threads for the model; 0 leaves it to torch."""
     context_tokens: int = Field(2048, ge=256)
     """Prompt plus reply, in tokens; never more than the model's own limit."""
     max_message_chars: int = Field(20_000, ge=1)
+    """Longest message that a person may send."""
     queue_limit: int = Field(32, ge=1)
     """Replies under way or waiting before people are told to come back."""
     cache: Path | None = None
     """Where converted models and reference log-probabilities are kept; None is `cache` under the home."""
     sampling: SamplingSettings = SamplingSettings()
+    """How replies are drawn."""
     night: NightSettings = NightSettings()
+    """What a night does."""
+    door: DoorSettings = DoorSettings()
+    """Who comes in."""
 
     @property
     def database_path(self) -> Path:
@@ -120,6 +169,26 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=toml)
 
 
+class Described(NamedTuple):
+    """One setting, as a person looks it up."""
+
+    variable: str
+    value: Any
+    default: Any
+    meaning: str
+
+
+def describe(settings: BaseModel, prefix: str = "NIGHTSCHOOL_") -> Iterator[Described]:
+    """Yield every setting by its environment variable, groups opened, with the value that holds."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        variable = prefix + name.upper()
+        if isinstance(value, BaseModel):
+            yield from describe(value, f"{variable}__")
+        else:
+            yield Described(variable, value, field.get_default(call_default_factory=True), field.description or "")
+
+
 def load_settings(home: Path | str | None = None) -> Settings:
     """Read the settings of one home folder.
 
@@ -130,11 +199,11 @@ def load_settings(home: Path | str | None = None) -> Settings:
         SettingsError: a value cannot be used; names the first one, so that a typo never
             silently falls back to a default.
     """
-    known = set(Settings.model_fields) | {"test_cache"}
+    known = set(Settings.model_fields) | {"test_cache", "test_data"}
     for name in (name.removeprefix("NIGHTSCHOOL_") for name in os.environ if name.startswith("NIGHTSCHOOL_")):
         if name.split("__")[0].lower() not in known:
             raise SettingsError(
-                f"There is no setting NIGHTSCHOOL_{name}. Correct its name; docs/operating.md lists them."
+                f"There is no setting NIGHTSCHOOL_{name}. Correct its name; `python -m assistant settings` lists them."
             )
     try:
         return Settings(home=Path(home).expanduser().absolute()) if home else Settings()
@@ -144,7 +213,7 @@ def load_settings(home: Path | str | None = None) -> Settings:
         if first["type"] == "extra_forbidden":
             raise SettingsError(
                 f"There is no setting {name}. Correct its name in the environment or settings.toml;"
-                " docs/operating.md lists them."
+                " `python -m assistant settings` lists them."
             ) from error
         raise SettingsError(
             f"The setting {name} is wrong: {first['msg']}. Correct it in the environment or settings.toml."

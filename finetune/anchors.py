@@ -6,8 +6,9 @@ the bare base under the plain preset: half to prompts that the project ships, ha
 where they were voted on under another preset, so that the preset is what makes the difference. Imitating
 the base's samples is a sample estimate of KL(base || adapter).
 
-A reply is a function of the base and its prompt, generated once and kept in the cache. A prompt that was
-voted on under the plain preset is no anchor: there the votes decide.
+A reply is a function of the base and its prompt, generated once and kept in the cache until a night has no use
+for it: what an erased person's words brought forth goes with the next night. A prompt that was voted on under the
+plain preset is no anchor: there the votes decide.
 """
 
 import hashlib
@@ -83,14 +84,14 @@ def anchor_messages(examples: Sequence[Example]) -> list[list[Message]]:
 def cached_replies(
     model: PreTrainedModel, prompts: Sequence[Ids], stop_id: int, path: Path, progress: Progress = silent
 ) -> list[Ids]:
-    """Look the base's replies up, and generate and keep those that are missing; a torn last line is passed over."""
+    """Look the base's replies up, generate those that are missing, and keep these prompts' alone."""
     known: dict[str, Ids] = {}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
             known[entry["key"]] = entry["reply"]
         except (ValueError, KeyError, TypeError):
-            continue
+            continue  # torn by a kill
     missing = {_key(prompt): prompt for prompt in prompts if _key(prompt) not in known}
     keys = sorted(missing, key=lambda key: len(missing[key]))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,11 @@ def cached_replies(
             file.write("\n" + "\n".join(json.dumps({"key": key, "reply": made[key]}) for key in part) + "\n")
         known |= made
         progress("anchors", start + len(part), len(keys))
+    wanted = {_key(prompt) for prompt in prompts}
+    if known.keys() - wanted:
+        kept = path.with_suffix(".new")
+        kept.write_text("".join(json.dumps({"key": key, "reply": known[key]}) + "\n" for key in sorted(wanted)))
+        kept.replace(path)
     return [known[_key(prompt)] for prompt in prompts]
 
 

@@ -17,10 +17,11 @@ from assistant.errors import AdapterMissing
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
 from feedback_store.registry import Registry
-from finetune.collect import collect_votes, divide_votes, gather, read_examples
+from finetune.collect import divide_votes, gather, read_examples
 from finetune.errors import BadData, NothingToLearn, UnknownRun
 from finetune.examples import Example, select_method
 from finetune.progress import ProgressBar
+from finetune.raters import tonights_votes
 from finetune.report import plain
 
 
@@ -235,7 +236,7 @@ def _open(settings: Settings, stack: ExitStack) -> Store:
 
 def _heldout(settings: Settings, store: Store) -> list[Example]:
     night = settings.night
-    votes = collect_votes(store, now=datetime.now(UTC), half_life_days=night.half_life_days)
+    votes = tonights_votes(store, night, datetime.now(UTC))
     return list(divide_votes(votes, "auto", night.holdout_share, night.seed).heldout)
 
 

@@ -24,13 +24,14 @@ from assistant.errors import AdapterError, AssistantError
 from assistant.loading import Base, resolve_base
 from assistant.settings import Settings
 from feedback_store import Store
-from feedback_store.errors import StaleGeneration, StoreError
+from feedback_store.errors import StaleGeneration, StoreError, TaintedAdapter
 from feedback_store.records import Live, Outcome, TrainItem
-from finetune.collect import NightData, Votes, collect_votes, divide_votes, write_manifest
+from finetune.collect import NightData, Votes, divide_votes, write_manifest
 from finetune.errors import FinetuneError
 from finetune.examples import Method
 from finetune.gate import Decision, Limits, decide
 from finetune.progress import Progress, ProgressLog, silent
+from finetune.raters import tonights_votes
 from finetune.report import plain, write_report
 from finetune.workshop import ExaminationRoom, Findings, TrainingRun, peak_gb, train_and_write
 
@@ -123,7 +124,7 @@ def _run_locked(settings: Settings, store: Store, method: Method, progress: Prog
 def _night(night: _Night, now: datetime) -> NightResult:
     """The flat list of steps."""
     settings = night.settings
-    votes = collect_votes(night.store, now=now, half_life_days=settings.night.half_life_days)
+    votes = tonights_votes(night.store, settings.night, now)
     data = divide_votes(votes, night.method, settings.night.holdout_share, settings.night.seed)
     _freeze(night, data, None)
     if reason := _too_little(votes, data, night.method, settings.night.min_votes):
@@ -250,6 +251,8 @@ def _promote(night: _Night, base: Base, made: TrainingRun, candidate: Findings, 
             "refused",
             f"What is live was changed while the night was running. Look at {made.adapter.id} and promote it by hand.",
         )
+    except TaintedAdapter as error:  # somebody was erased, or withdrew, while the night was running
+        return _finish(night, "refused", str(error))
     night.progress("promote", 1, 1)
     return _finish(night, "promoted", f"{made.adapter.id} passed every check and is live.")
 

@@ -154,3 +154,17 @@ def test_a_home_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> No
     settings = load_settings().model_copy(update={"model": str(tmp_path / "some.gguf"), "cache": tmp_path / "file"})
     with pytest.raises(SettingsError, match="Choose another home"):
         resolve_base(settings)
+
+
+def test_every_setting_is_listed_with_its_meaning_and_the_value_that_holds(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from assistant.settings import describe, load_settings
+
+    monkeypatch.setenv("NIGHTSCHOOL_NIGHT__EPOCHS", "7")
+    assert main(["settings"]) == 0
+    assert "NIGHTSCHOOL_NIGHT__EPOCHS=7  (else 2)" in capsys.readouterr().out
+    assert main(["settings", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["NIGHTSCHOOL_NIGHT__EPOCHS"] == 7 and listed["NIGHTSCHOOL_HOME"] == str(home)
+    assert all(one.meaning for one in describe(load_settings()))

@@ -65,6 +65,16 @@ def test_a_reply_is_generated_once_for_each_base(tmp_path: Path, monkeypatch: py
     assert anchor_examples(model, tokenizer, EXAMPLES, 0.5, tmp_path, "base") == first
 
 
+def test_a_night_keeps_no_reply_that_it_has_no_use_for(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    replies: list[int] = []
+    for share in (0.8, 0.4):
+        anchor_examples(model, tokenizer, EXAMPLES, share, tmp_path, "base")
+        lines = (tmp_path / "anchors" / "base.jsonl").read_text().splitlines()
+        replies.append(sum(line.startswith("{") for line in lines))
+    assert replies == [8, 4]
+
+
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     first = anchor_examples(model, tokenizer, EXAMPLES, 0.4, tmp_path, "base")

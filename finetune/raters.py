@@ -1,0 +1,79 @@
+"""What one person's votes may do to a night: bounded shares, a wait for the newest, each question counted once.
+
+Wires the store's pure functions (`feedback_store.influence`, `feedback_store.agreement`) to a night's examples. Whom
+to believe is decided from votes alone; nobody is named anywhere but in the weights.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from statistics import median
+
+from assistant.settings import NightSettings
+from feedback_store import Store
+from feedback_store.agreement import Judged, agreement_with_others, read_judged
+from feedback_store.influence import Vote, weigh
+from finetune.collect import Votes, collect_votes
+from finetune.intervals import share_interval
+
+ENOUGH_IN_COMMON = 10
+"""Judgements that somebody must share with others before disagreeing says anything."""
+
+
+def tonights_votes(store: Store, limits: NightSettings, now: datetime) -> Votes:
+    """Read what a night may learn from, each vote with the weight that it has tonight."""
+    votes = collect_votes(store, now=now, half_life_days=limits.half_life_days)
+    return bound_influence(votes, read_judged(store), limits, now)
+
+
+def bound_influence(votes: Votes, judged: Iterable[Judged], limits: NightSettings, now: datetime) -> Votes:
+    """Weigh every example by who voted and when, and leave out what weighs nothing tonight.
+
+    Args:
+        votes: from collect_votes.
+        judged: every side-by-side choice, to see who agrees with nobody.
+        limits: largest_share, quarantine_hours and alike_prompts.
+        now: the moment that the quarantine is counted from, UTC.
+
+    Returns:
+        The votes with their counts, among them how many were lessened and why.
+    """
+    contrary = {str(person) for person in contrary_people(judged)}
+    heard = [example for example in votes.examples if example.person not in contrary]
+    influences = weigh(
+        [Vote(e.person, e.created_at, e.prompt[-1]["content"], e.weight) for e in heard],
+        now=now,
+        largest_share=limits.largest_share,
+        quarantine=timedelta(hours=limits.quarantine_hours),
+        similarity=limits.alike_prompts,
+    )
+    flags = Counter(flag for influence in influences for flag in influence.flags)
+    examples = tuple(
+        replace(example, weight=influence.weight)
+        for example, influence in zip(heard, influences, strict=True)
+        if influence.weight > 0
+    )
+    counts = votes.counts | {
+        "usable": len(examples),
+        "alike": flags["near-duplicate"],
+        "waiting": flags["quarantined"],
+        "capped": flags["capped"],
+        "contrary": len(votes.examples) - len(heard),
+    }
+    return Votes(examples, counts)
+
+
+def contrary_people(judged: Iterable[Judged]) -> set[int]:
+    """Return who agrees with others less often than a coin, beyond chance, where the others agree with each other.
+
+    Two people who contradict each other are both kept: nothing says which of them to believe.
+    """
+    shares = agreement_with_others(judged)
+    if not shares or median(same / of for same, of in shares.values()) < 0.5:
+        return set()
+    return {person for person, (same, of) in shares.items() if of >= ENOUGH_IN_COMMON and _upper_bound(same, of) < 0.5}
+
+
+def _upper_bound(same: int, of: int) -> float:
+    return share_interval([1.0] * same + [0.0] * (of - same), [str(place) for place in range(of)])[1]
