@@ -58,7 +58,7 @@ def test_the_page_is_there_and_may_load_nothing_from_elsewhere(client: TestClien
     assert answer.status_code == 200
     assert "Nightschool" in answer.text
     policy = answer.headers["content-security-policy"]
-    assert "default-src 'self'" in policy
+    assert "default-src 'none'" in policy
     assert "http" not in policy
     assert "fonts.googleapis.com" not in client.get("/theme.css").text
 

@@ -1,5 +1,6 @@
 """The chat page's handlers: what is stored, what is shown, what bad input gets."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
 from assistant.fake import FakeEngine
 from feedback_store.errors import StoreError
 from feedback_store.records import Message
-from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, socratic_script
+from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, request_of, socratic_script
 from ui.bubbles import bubbles, close_fence
 from ui.chat import ChatPage
 from ui.replies import Draft, Replies
@@ -38,12 +39,12 @@ def make(home: Path) -> Iterator[Make]:
 
 
 def ask(world: World, text: str = "What is 2 + 2?", shown: str = "", preset: str = "plain") -> View:
-    return play(world.chat.ask(text, preset, shown))[-1]
+    return play(world.chat.ask(world.person, text, preset, shown))[-1]
 
 
 def test_a_reply_grows_and_is_stored_with_what_produced_it(make: Make) -> None:
     world = make(FakeEngine(script=socratic_script, seconds_per_word=0.03))
-    views = play(world.chat.ask("Help me with fractions, please", "socratic", ""))
+    views = play(world.chat.ask(world.person, "Help me with fractions, please", "socratic", ""))
     lengths = [len(view.path[-1].text) for view in views if view.busy]
     assert len(set(lengths)) > 2
     assert views[0].keep == ""
@@ -78,7 +79,10 @@ def test_a_promotion_answers_the_next_message(make: Make) -> None:
 
 def test_stop_keeps_the_partial_text(make: Make) -> None:
     world = make(FakeEngine(seconds_per_word=0.02))
-    views = play(world.chat.ask(LONG, "plain", ""), lambda view: world.chat.stop(view.shown) if view.busy else None)
+    views = play(
+        world.chat.ask(world.person, LONG, "plain", ""),
+        lambda view: world.chat.stop(world.person, view.shown) if view.busy else None,
+    )
     assert views[-1].path[-1].state == "stopped"
     assert len(views[-1].path[-1].text) < len(LONG)
     assert ENGLISH.note_stopped in bubbles(views[-1].path, ENGLISH)[-1]["content"]
@@ -102,17 +106,17 @@ def test_a_conversation_opens_with_the_preset_of_its_last_reply(make: Make) -> N
     world = make()
     first = ask(world, preset="socratic")
     ask(world)
-    assert world.chat.open(first.conversation_id).preset == "socratic"
-    assert world.chat.open().preset == "plain"
+    assert world.chat.open(world.person, first.conversation_id).preset == "socratic"
+    assert world.chat.open(world.person).preset == "plain"
 
 
 def test_a_closed_tab_keeps_the_partial_text_and_frees_the_model(make: Make) -> None:
     world = make(FakeEngine(seconds_per_word=0.02))
-    leave_after(world.chat.ask(LONG, "plain", ""), 4)
-    reply = world.chat.open().path[-1]
+    leave_after(world.chat.ask(world.person, LONG, "plain", ""), 4)
+    reply = world.chat.open(world.person).path[-1]
     assert reply.state == "stopped"
     assert reply.text
-    assert world.replies.text_so_far(reply.id) is None
+    assert world.replies.text_so_far(reply.id, world.person) is None
 
 
 def test_a_reply_under_way_is_written_down_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +128,7 @@ def test_a_reply_under_way_is_written_down_now_and_then(make: Make, monkeypatch:
         if view.busy:
             stored.append(world.store.conversations.path_to(view.shown)[-1].text)
 
-    whole = play(world.chat.ask(LONG, "plain", ""), look)[-1].path[-1].text
+    whole = play(world.chat.ask(world.person, LONG, "plain", ""), look)[-1].path[-1].text
     assert len(set(stored)) > 2
     assert all(whole.startswith(part) for part in stored)
 
@@ -132,14 +136,14 @@ def test_a_reply_under_way_is_written_down_now_and_then(make: Make, monkeypatch:
 def test_retry_is_a_sibling_and_every_version_stays_reachable(make: Make) -> None:
     world = make()
     first = ask(world)
-    second = play(world.chat.retry("plain", first.shown))[-1]
+    second = play(world.chat.retry(world.person, "plain", first.shown))[-1]
     assert (second.version, second.versions) == (2, 2)
     assert second.path[0].id == first.path[0].id
     assert second.path[1].id != first.path[1].id
-    back = world.chat.turn(second.shown, -1)
+    back = world.chat.turn(world.person, second.shown, -1)
     assert (back.shown, back.version) == (first.shown, 1)
-    assert world.chat.turn(back.shown, -1).shown == first.shown
-    assert world.chat.open().shown == second.shown
+    assert world.chat.turn(world.person, back.shown, -1).shown == first.shown
+    assert world.chat.open(world.person).shown == second.shown
 
 
 def test_an_empty_message_gets_a_sentence_and_stores_nothing(make: Make) -> None:
@@ -170,7 +174,7 @@ def test_a_refused_retry_changes_nothing(make: Make) -> None:
     world = make()
     answered = ask(world)
     refusing = make(RefusingEngine(EngineBusy("Too many.")))
-    view = play(refusing.chat.retry("plain", answered.shown))[-1]
+    view = play(refusing.chat.retry(refusing.person, "plain", answered.shown))[-1]
     assert (view.notice, view.path, view.versions) == ("Too many.", answered.path, 1)
 
 
@@ -208,14 +212,14 @@ def test_a_question_whose_reply_failed_stays_on_the_page_and_the_model_reads_it_
     view = ask(world, "second", failed.shown)
     expected = ["zero", "user:zero", "first", "", "second", "user:zero assistant:user user:second"]
     assert [m.text for m in view.path] == expected
-    assert [m.text for m in world.chat.open().path] == expected
+    assert [m.text for m in world.chat.open(world.person).path] == expected
 
 
 def test_retrying_a_failed_reply_makes_a_sibling(make: Make) -> None:
     world = make(FakeEngine(script=failing))
     failed = ask(world, "first")
     world.engine.script = read_roles
-    retried = play(world.chat.retry("plain", failed.shown))[-1]
+    retried = play(world.chat.retry(world.person, "plain", failed.shown))[-1]
     assert [m.text for m in retried.path] == ["first", "user:first"]
     assert (retried.version, retried.versions) == (2, 2)
 
@@ -226,14 +230,14 @@ def test_a_conversation_that_went_on_in_another_tab_is_not_forked(make: Make, ac
     """A second tab that still showed an earlier reply began a branch, and the other one could not be reached."""
     world = make()
     first = ask(world, "one")
-    second = play(world.chat.retry("plain", first.shown))[-1]
+    second = play(world.chat.retry(world.person, "plain", first.shown))[-1]
     newest = ask(world, "two", second.shown)
     stale = (first, second)[version].shown
-    view = ask(world, "three", stale) if act == "ask" else play(world.chat.retry("plain", stale))[-1]
+    view = ask(world, "three", stale) if act == "ask" else play(world.chat.retry(world.person, "plain", stale))[-1]
     assert view.notice == ENGLISH.went_on
     assert view.path == newest.path
     assert view.keep == ("three" if act == "ask" else None)
-    assert world.chat.open().path == newest.path
+    assert world.chat.open(world.person).path == newest.path
     assert ask(world, "three", view.shown).path[:4] == newest.path
 
 
@@ -248,8 +252,8 @@ def test_a_question_that_another_tab_had_answered_is_not_answered_beside_it(make
 def test_an_earlier_version_of_the_last_reply_may_be_continued(make: Make) -> None:
     world = make()
     first = ask(world, "one")
-    second = play(world.chat.retry("plain", first.shown))[-1]
-    earlier = world.chat.turn(second.shown, -1)
+    second = play(world.chat.retry(world.person, "plain", first.shown))[-1]
+    earlier = world.chat.turn(world.person, second.shown, -1)
     view = ask(world, "two", earlier.shown)
     assert [m.id for m in view.path[:2]] == [m.id for m in first.path]
     assert view.notice == ""
@@ -258,22 +262,14 @@ def test_an_earlier_version_of_the_last_reply_may_be_continued(make: Make) -> No
 def test_a_second_message_waits_for_the_reply_under_way(make: Make) -> None:
     world = make(FakeEngine(seconds_per_word=0.02))
     early: list[View] = []
-    play(
-        world.chat.ask("hello there", "plain", ""),
-        lambda view: early.append(next_view(world, view.shown)) if view.busy else None,
-    )
-    assert {(view.notice, view.keep, view.busy) for view in early} == {(ENGLISH.still_writing, "too early", True)}
 
+    async def ask_meanwhile() -> None:
+        async for view in world.chat.ask(world.person, LONG, "plain", ""):
+            if view.busy and not early:
+                early.extend([one async for one in world.chat.ask(world.person, "too early", "plain", view.shown)])
 
-def next_view(world: World, shown: str) -> View:
-    """Look at the first answer to a message sent meanwhile, without a second event loop."""
-    generator = world.chat.ask("too early", "plain", shown)
-    try:
-        generator.asend(None).send(None)
-    except StopIteration as stop:
-        view: View = stop.value
-        return view
-    raise AssertionError("the handler waited")
+    asyncio.run(ask_meanwhile())
+    assert [(view.notice, view.keep, view.busy) for view in early] == [(ENGLISH.still_writing, "too early", True)]
 
 
 def test_dropped_turns_are_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,15 +294,15 @@ def test_a_foreign_or_stale_message_id_gets_a_sentence(make: Make) -> None:
     message = world.store.conversations.add_user_message(theirs.id, other.id, "secret")
     view = ask(world, "hello", shown=message.id)
     assert "nothing of yours" in view.notice
-    assert world.chat.open(theirs.id).path == ()
+    assert world.chat.open(world.person, theirs.id).path == ()
 
 
 def test_reopening_shows_the_newest_branch_with_its_thumbs(make: Make) -> None:
     world = make()
     first = ask(world)
-    world.votes.thumb("", first.shown, 1)
-    play(world.chat.ask("another conversation", "plain", ""))
-    view = world.chat.open(first.conversation_id)
+    world.votes.thumb(world.person, "", first.shown, 1)
+    play(world.chat.ask(world.person, "another conversation", "plain", ""))
+    view = world.chat.open(world.person, first.conversation_id)
     assert view.shown == first.shown
     assert view.votes == ("Like",)
 
@@ -323,8 +319,11 @@ def store_question(world: World, text: str) -> Message:
     return conversations.add_user_message(conversations.start(world.person).id, world.person, text)
 
 
+SIZE = 25
+
+
 def page_of(world: World) -> ChatPage:
-    return ChatPage(world.chat, world.votes, world.store, ENGLISH)
+    return ChatPage(world.chat, world.votes, world.store, ENGLISH, SIZE)
 
 
 def test_a_reply_of_another_page_is_followed_to_its_end(make: Make) -> None:
@@ -333,21 +332,22 @@ def test_a_reply_of_another_page_is_followed_to_its_end(make: Make) -> None:
     page = page_of(world)
     seen: list[View | None] = []
     ticks: list[list[Any]] = []
-    size = len(page.updates(View()))
+    size = len(page.updates(world.person, View()))
+    assert size == SIZE
 
     def look(view: View) -> None:
         if view.busy:
-            seen.append(world.chat.follow(view.shown))
-            ticks.append(page.follow(view.shown, "", "", "", outputs=size))
+            seen.append(world.chat.follow(world.person, view.shown))
+            ticks.append(page.follow(view.shown, "", "", "", request_of(world)))
 
-    ended = play(world.chat.ask(LONG, "plain", ""), look)[-1]
+    ended = play(world.chat.ask(world.person, LONG, "plain", ""), look)[-1]
     assert len({view.path[-1].text for view in seen if view and view.busy}) > 2
     assert all(len(tick) == size for tick in ticks)
-    assert world.chat.follow(ended.shown) == ended
-    end = page.follow(ended.shown, "", "", "", outputs=size)
+    assert world.chat.follow(world.person, ended.shown) == ended
+    end = page.follow(ended.shown, "", "", "", request_of(world))
     assert end[5]["visible"] is False
     assert ended.shown in end  # the vote panel is about it
-    assert page.follow("", "", "", "", outputs=size) == [gr.skip()] * size
+    assert page.follow("", "", "", "", request_of(world)) == [gr.skip()] * size
 
 
 def test_the_end_of_a_followed_reply_is_shown_only_once_it_is_written_down(make: Make) -> None:
@@ -356,9 +356,9 @@ def test_the_end_of_a_followed_reply_is_shown_only_once_it_is_written_down(make:
     first = ask(world, "two")
     assert first.path[-1].origin is not None
     row = world.store.conversations.begin_reply(question.id, world.person, first.path[-1].origin)
-    assert world.chat.follow(row.id) is None
+    assert world.chat.follow(world.person, row.id) is None
     world.store.conversations.finish_reply(row.id, "whole", "done", "stop", 1)
-    ended = world.chat.follow(row.id)
+    ended = world.chat.follow(world.person, row.id)
     assert ended is not None
     assert ended.path[-1].text == "whole"
 
@@ -367,13 +367,13 @@ def test_leaving_a_reply_that_another_page_started_does_not_stop_it(make: Make) 
     world = make(FakeEngine(seconds_per_word=0.05))
     page = page_of(world)
     draft = start(world)
-    shown, opened = draft.message.id, page.open("")
+    shown, opened = draft.message.id, page.open("", "", "", request_of(world))
     followed = opened[11]
     assert followed == shown
-    page.new(shown, followed)
-    page.open("", shown, followed)
+    page.new(shown, followed, request_of(world))
+    page.open("", shown, followed, request_of(world))
     assert not draft.reply.cancelled
-    page.new(shown, "")
+    page.new(shown, "", request_of(world))
     assert draft.reply.cancelled
     world.replies.close(draft)
 
@@ -382,7 +382,7 @@ def test_a_refusal_changes_nothing_about_whose_reply_is_on_screen(make: Make) ->
     world = make(FakeEngine(seconds_per_word=0.05))
     page = page_of(world)
     draft = start(world)
-    [refused] = play(page.ask("too early", "plain", draft.message.id, "", "", ""))
+    [refused] = play(page.ask("too early", "plain", draft.message.id, "", "", "", request_of(world)))
     assert ENGLISH.still_writing in str(refused[2])
     assert refused[11] == gr.skip()
     assert refused[12].active
@@ -391,7 +391,7 @@ def test_a_refusal_changes_nothing_about_whose_reply_is_on_screen(make: Make) ->
 
 def test_a_page_s_own_stream_is_not_followed_as_well(make: Make) -> None:
     world = make(FakeEngine(seconds_per_word=0.01))
-    pages = play(page_of(world).ask(LONG, "plain", "", "", "", ""))
+    pages = play(page_of(world).ask(LONG, "plain", "", "", "", "", request_of(world)))
     for page in (pages[0], pages[-1]):
         assert page[11] == ""
         assert not page[12].active

@@ -9,7 +9,7 @@ import pytest
 
 from assistant.errors import EngineBusy
 from feedback_store.errors import StoreError
-from tests.ui_support import RefusingEngine, World, fixed_script, leave_after, make_world, play
+from tests.ui_support import RefusingEngine, World, fixed_script, leave_after, make_world, play, request_of
 from ui.compare import ComparePage, Round
 from ui.texts import ENGLISH
 
@@ -22,7 +22,7 @@ def world(home: Path) -> Iterator[World]:
 
 
 def ask(world: World, text: str = "Which is better?") -> Round:
-    return play(world.compare.ask(text, "plain"))[-1]
+    return play(world.compare.ask(world.person, text, "plain"))[-1]
 
 
 def test_two_replies_differ_in_nothing_but_the_seed(world: World) -> None:
@@ -47,9 +47,9 @@ def test_nothing_tells_what_a_side_is_before_the_choice(world: World) -> None:
     world.store.registry.promote("secret-adapter", 0)
     world.engine.script = fixed_script("one", "two")
     page = ComparePage(world.compare, ENGLISH)
-    rounds = play(world.compare.ask("Which?", "plain"))
-    assert "secret-adapter" not in str([page.updates(shown) for shown in rounds])
-    chosen = world.compare.choose(rounds[-1].key, "right")
+    rounds = play(world.compare.ask(world.person, "Which?", "plain"))
+    assert "secret-adapter" not in str([page.updates(world.person, shown) for shown in rounds])
+    chosen = world.compare.choose(world.person, rounds[-1].key, "right")
     assert chosen.stage == "chosen"
     assert all("secret-adapter" in name for name in chosen.revealed)
 
@@ -57,10 +57,10 @@ def test_nothing_tells_what_a_side_is_before_the_choice(world: World) -> None:
 @pytest.mark.parametrize("choice", ["left", "right", "tie", "both-bad"])
 def test_every_choice_is_stored(world: World, choice: str) -> None:
     world.engine.script = fixed_script("one", "two")
-    shown = world.compare.choose(ask(world).key, choice)  # type: ignore[arg-type]
+    shown = world.compare.choose(world.person, ask(world).key, choice)  # type: ignore[arg-type]
     assert (shown.choice, shown.notice) == (choice, ENGLISH.choice_saved)
     assert world.store.votes.comparisons(world.person)[0].choice == choice
-    assert world.compare.past() == [("Which is better?", choice)]
+    assert world.compare.past(world.person) == [("Which is better?", choice)]
 
 
 def test_sides_are_drawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,23 +85,25 @@ def test_equal_replies_are_redrawn_once(world: World) -> None:
 def test_the_choice_waits_for_both_ends(world: World) -> None:
     world.engine.seconds_per_word = 0.02
     page = ComparePage(world.compare, ENGLISH)
-    rounds = play(world.compare.ask("Which of these words?", "plain"))
+    rounds = play(world.compare.ask(world.person, "Which of these words?", "plain"))
     for shown in rounds:
-        buttons = page.updates(shown)[12:16]
+        buttons = page.updates(world.person, shown)[12:16]
         assert all(button["interactive"] == (shown.stage == "choosing") for button in buttons)
     assert sum(shown.stage == "running" for shown in rounds) > 2
 
 
 def test_a_stopped_round_offers_no_choice(world: World) -> None:
     world.engine.seconds_per_word = 0.02
-    shown = play(world.compare.ask("a " * 50, "plain"), lambda shown: world.compare.stop(shown.key))[-1]
+    shown = play(
+        world.compare.ask(world.person, "a " * 50, "plain"), lambda shown: world.compare.stop(world.person, shown.key)
+    )[-1]
     assert (shown.stage, shown.notice) == ("empty", ENGLISH.no_comparison)
     assert world.store.votes.comparisons(world.person) == []
 
 
 def test_a_closed_tab_ends_both_replies(world: World) -> None:
     world.engine.seconds_per_word = 0.02
-    leave_after(world.compare.ask("a " * 50, "plain"), 3)
+    leave_after(world.compare.ask(world.person, "a " * 50, "plain"), 3)
     (conversation,) = world.store.conversations.list(world.person, kind="compare")
     last = world.store.conversations.thread(conversation.id, world.person)[-1]
     assert [reply.state for reply in world.store.conversations.siblings(last.id)] == ["stopped", "stopped"]
@@ -112,7 +114,7 @@ def test_bad_input_gets_a_sentence_and_keeps_the_text(world: World) -> None:
     shown = ask(world, "x" * 100_000)
     assert "100,000 characters" in shown.notice
     assert shown.keep == "x" * 100_000
-    assert "nothing of yours" in world.compare.choose("no-such-id", "left").notice
+    assert "nothing of yours" in world.compare.choose(world.person, "no-such-id", "left").notice
     assert world.store.conversations.list(world.person, kind="compare") == []
 
 
@@ -127,32 +129,32 @@ def test_a_busy_engine_is_said(home: Path) -> None:
 def test_an_unanswered_comparison_is_there_after_a_reload(world: World) -> None:
     world.engine.script = fixed_script("one", "two")
     shown = ask(world)
-    assert world.compare.open() == shown
+    assert world.compare.open(world.person) == shown
 
 
 def test_an_unanswered_comparison_can_be_reopened_and_answered_later(world: World) -> None:
     world.engine.script = fixed_script("one", "two")
     first, second = ask(world, "first"), ask(world, "second")
-    assert world.compare.unanswered() == [("second", second.key), ("first", first.key)]
-    assert world.compare.reopen(first.key) == first
-    world.compare.choose(first.key, "tie")
-    assert world.compare.unanswered() == [("second", second.key)]
-    assert world.compare.past() == [("first", "tie")]
+    assert world.compare.unanswered(world.person) == [("second", second.key), ("first", first.key)]
+    assert world.compare.reopen(world.person, first.key) == first
+    world.compare.choose(world.person, first.key, "tie")
+    assert world.compare.unanswered(world.person) == [("second", second.key)]
+    assert world.compare.past(world.person) == [("first", "tie")]
     for key in (None, "no-such-id"):
-        assert world.compare.reopen(key).notice == ENGLISH.reload_page
+        assert world.compare.reopen(world.person, key).notice == ENGLISH.reload_page
 
 
 def test_a_comparison_that_was_broken_off_is_told_at_the_next_opening(world: World) -> None:
     """It once vanished without a word."""
     ask(world, "an earlier one")
     world.engine.seconds_per_word = 0.02
-    leave_after(world.compare.ask("a " * 50, "plain"), 3)
-    shown = world.compare.open()
+    leave_after(world.compare.ask(world.person, "a " * 50, "plain"), 3)
+    shown = world.compare.open(world.person)
     assert (shown.stage, shown.prompt, shown.keep) == ("empty", "a " * 50, "a " * 50)
     assert shown.notice == ENGLISH.broken_off
-    assert world.compare.choose("no-such-id", "left").keep is None
+    assert world.compare.choose(world.person, "no-such-id", "left").keep is None
     world.engine.seconds_per_word = 0
-    assert ask(world, shown.prompt) == world.compare.open()
+    assert ask(world, shown.prompt) == world.compare.open(world.person)
 
 
 def test_a_comparison_under_way_in_another_tab_is_waited_for(world: World) -> None:
@@ -160,13 +162,16 @@ def test_a_comparison_under_way_in_another_tab_is_waited_for(world: World) -> No
     world.engine.seconds_per_word = 0.02
     page = ComparePage(world.compare, ENGLISH)
     opened: list[Round] = []
-    ended = play(world.compare.ask("Which?", "plain"), lambda shown: opened.append(world.compare.open()))[-1]
+    ended = play(
+        world.compare.ask(world.person, "Which?", "plain"),
+        lambda shown: opened.append(world.compare.open(world.person)),
+    )[-1]
     assert {(shown.waiting, shown.keep, shown.notice) for shown in opened[:-1]} == {
         (True, None, ENGLISH.answers_under_way)
     }
-    assert page.updates(opened[0])[-1].active
-    assert world.compare.open() == ended
-    assert not page.tick("")[-1].active
+    assert page.updates(world.person, opened[0])[-1].active
+    assert world.compare.open(world.person) == ended
+    assert not page.look_again("", request_of(world))[-1].active
 
 
 def test_answers_that_have_just_ended_were_not_broken_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +180,14 @@ def test_answers_that_have_just_ended_were_not_broken_off(world: World, monkeypa
 
     monkeypatch.setattr(world.store.votes, "show_comparison", full)
     assert ask(world).notice == "The disk is full."
-    assert world.compare.open().waiting
+    assert world.compare.open(world.person).waiting
     monkeypatch.setattr("ui.compare.MOMENT", timedelta(0))
-    assert world.compare.open().notice == ENGLISH.broken_off
+    assert world.compare.open(world.person).notice == ENGLISH.broken_off
 
 
 def test_a_prompt_that_comes_back_replaces_nothing_that_is_typed(world: World) -> None:
     world.engine.seconds_per_word = 0.02
-    leave_after(world.compare.ask("a " * 50, "plain"), 3)
+    leave_after(world.compare.ask(world.person, "a " * 50, "plain"), 3)
     page = ComparePage(world.compare, ENGLISH)
-    assert page.tick("typed")[1] == gr.skip()
-    assert page.tick(" ")[1] == "a " * 50
+    assert page.look_again("typed", request_of(world))[1] == gr.skip()
+    assert page.look_again(" ", request_of(world))[1] == "a " * 50

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from finetune.gate import Limits, Measures, decide
-from tests.ui_support import World, make_world, play
+from tests.ui_support import World, make_world, play, request_of
 from ui.nights import Nights
 from ui.operate import OperateDesk, OperatePage, gate_table
 from ui.texts import ENGLISH, KOREAN, Texts
@@ -71,8 +71,8 @@ def damage(folder: Path) -> None:
 
 def test_the_page_says_how_many_votes_are_missing(world: World) -> None:
     assert "30 more until a night can train." in world.operate.votes_html()
-    shown = play(world.chat.ask("hello", "plain", ""))[-1].shown
-    world.votes.rewrite("", shown, "A better one")
+    shown = play(world.chat.ask(world.person, "hello", "plain", ""))[-1].shown
+    world.votes.rewrite(world.person, "", shown, "A better one")
     assert "29 more until a night can train." in world.operate.votes_html()
 
 
@@ -172,8 +172,8 @@ def test_the_page_never_says_started_again_while_a_night_that_has_ended_closes_d
     gate = stand_in_night(world, monkeypatch)
     world.store.registry.start_run("of-yesterday")
     world.store.registry.finish_run("of-yesterday", "skipped")
-    page = OperatePage(world.operate)
-    assert str(page.retrain()).count(ENGLISH.retrain_started) == 1
+    page = OperatePage(world.operate, ENGLISH)
+    assert str(page.retrain(request_of(world))).count(ENGLISH.retrain_started) == 1
     world.store.registry.start_run("of-tonight")
     world.store.registry.finish_run("of-tonight", "refused")
     shown = world.operate.night_html()
@@ -241,13 +241,13 @@ def stand_in_night(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_retrain_starts_one_process_that_outlives_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = stand_in_night(world, monkeypatch)
-    page = OperatePage(world.operate)
-    assert ENGLISH.retrain_started in str(page.retrain())
-    assert ENGLISH.retrain_running in str(page.retrain())
+    page = OperatePage(world.operate, ENGLISH)
+    assert ENGLISH.retrain_started in str(page.retrain(request_of(world)))
+    assert ENGLISH.retrain_running in str(page.retrain(request_of(world)))
     gate.write_text("go\n")
     assert world.nights.wait() == 0
     assert "30 votes are missing" in world.operate.night_html()
-    assert page.tick("")[0]
+    assert page.tick("", request_of(world))[0]
 
 
 def gate_of_a_night(passed: bool) -> list[dict[str, object]]:
@@ -299,8 +299,8 @@ def test_a_rollback_from_a_page_that_is_out_of_date_moves_nothing(world: World) 
     stale = world.operate.generation()
     world.operate.promote("night-2", stale)
     before = world.store.registry.live()
-    page = OperatePage(world.operate)
-    filled = page.roll_back(stale)
+    page = OperatePage(world.operate, ENGLISH)
+    filled = page.roll_back(stale, request_of(world))
     assert "The live adapter was changed meanwhile" in str(filled)
     assert world.store.registry.live() == before
     assert "night-2" in filled[1]
@@ -312,16 +312,16 @@ def test_every_part_of_the_page_tells_of_a_night_s_end_at_once(world: World, mon
     """Its end once stood beside what had answered before, and the list went on saying that it was running."""
     gate = stand_in_night(world, monkeypatch)
     add_adapter(world, "night-1")
-    page = OperatePage(world.operate)
-    filled = page.retrain()
+    page = OperatePage(world.operate, ENGLISH)
+    filled = page.retrain(request_of(world))
     assert ENGLISH.no_runs not in str(filled)
     run = add_run(world, "20261120T213000Z-abcd").name
-    began = page.tick(filled[6])
+    began = page.tick(filled[6], request_of(world))
     assert "badge running" in began[3]
     assert began[:2] == [gr.skip()] * 2
     world.store.registry.promote("night-1", 0)
     world.store.registry.finish_run(run, "promoted", adapter_id="night-1")
-    ended = page.tick(began[6])
+    ended = page.tick(began[6], request_of(world))
     assert "night-1" in ended[1]
     assert ENGLISH.night_ends["promoted"] in ended[2]
     assert "badge promoted" in ended[3]
@@ -329,19 +329,19 @@ def test_every_part_of_the_page_tells_of_a_night_s_end_at_once(world: World, mon
     assert ended[8].active  # the process takes seconds to go
     gate.write_text("go\n")
     world.nights.wait()
-    assert not page.tick(ended[6])[8].active
+    assert not page.tick(ended[6], request_of(world))[8].active
 
 
 def test_a_poll_leaves_what_has_not_changed_as_a_person_left_it(world: World, night: None) -> None:
     folder = add_run(world, "20261120T213000Z-abcd")
-    page = OperatePage(world.operate)
+    page = OperatePage(world.operate, ENGLISH)
     filled = page.fill()
     (folder / "progress.jsonl").write_text(json.dumps({"phase": "train", "step": 1, "total": 2}) + "\n")
-    ticked = page.tick(filled[6])
+    ticked = page.tick(filled[6], request_of(world))
     assert "1 of 2" in ticked[2]
     assert [part for place, part in enumerate(ticked[:6]) if place != 2] == [gr.skip()] * 5
-    play(world.chat.ask("hello", "plain", ""))
-    again = page.tick(ticked[6])
+    play(world.chat.ask(world.person, "hello", "plain", ""))
+    again = page.tick(ticked[6], request_of(world))
     assert again[0] == world.operate.votes_html()
     assert again[1:6] == [gr.skip()] * 5
 
@@ -360,7 +360,7 @@ def test_more_examples_than_needed_are_no_part_of_them(
     monkeypatch.setenv("NIGHTSCHOOL_NIGHT__MIN_VOTES", "2")
     world = make_world(home)
     for place, expected in enumerate((before, after)):
-        shown = play(world.chat.ask(f"hello {place}", "plain", ""))[-1].shown
-        world.votes.rewrite("", shown, "A better one")
+        shown = play(world.chat.ask(world.person, f"hello {place}", "plain", ""))[-1].shown
+        world.votes.rewrite(world.person, "", shown, "A better one")
         assert expected in desk_in(world, texts).votes_html()
     world.store.close()

@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 from assistant.engine import Reply, Request
 from assistant.fake import FakeEngine, echo_script
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
+from feedback_store.records import Person
 from ui.chat import ChatDesk
 from ui.compare import CompareDesk
+from ui.door import Visit
 from ui.feedback import FeedbackDesk
 from ui.nights import Nights
 from ui.operate import OperateDesk
@@ -71,6 +74,12 @@ def make_world(home: Path, engine: FakeEngine | None = None) -> World:
         OperateDesk(store, nights, settings, engine.base_id, ENGLISH),
         nights,
     )
+
+
+def request_of(world: World, person: Person | None = None) -> Any:
+    """A request as the guard lets it through to a handler: the local owner's, or that of somebody logged in."""
+    visit = Visit(person, "token") if person else Visit(world.store.people.owner(), is_local_owner=True)
+    return SimpleNamespace(request=SimpleNamespace(scope={"state": {"person": visit.person, "visit": visit}}))
 
 
 def play(views: AsyncGenerator[Shown], after_each: Callable[[Shown], None] = lambda _: None) -> list[Shown]:

@@ -1,4 +1,4 @@
-"""`python -m ui`: serve the web app of one home folder on this machine."""
+"""`python -m ui`: serve the web app of one home folder, on this machine or, once there are accounts, to others."""
 
 import argparse
 import contextlib
@@ -11,12 +11,13 @@ from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from assistant.errors import AssistantError
-from assistant.settings import Settings, load_settings
+from assistant.settings import DoorSettings, Settings, load_settings
+from feedback_store import open_store
 from feedback_store.errors import StoreError
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from ui.hosts import is_loopback
 
 
 class CannotServe(Exception):
@@ -27,11 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = parse(arguments)
     try:
-        with reserve(options.home, options.host, options.port) as (settings, listener):
+        with reserve(options.home, options.host, options.port, options.public_url, options.trusted_proxy) as held:
+            settings, listener = held
             # After lock and port: this loads for seconds, and a second app must hear its refusal at once.
             from ui.serving import serve
 
-            serve(settings, listener, as_json=options.json)
+            serve(settings, listener, options.host, as_json=options.json)
     except (CannotServe, AssistantError, StoreError) as error:
         if options.json:
             sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
@@ -44,12 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ui", description="Serve the web app on this machine.")
+    parser = argparse.ArgumentParser(prog="python -m ui", description="Serve the web app of one home folder.")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; this machine only (default %(default)s)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; another than this machine's own needs an operator account (default %(default)s)",
     )
     parser.add_argument(
         "--port", type=_port, default=7860, help="port to listen on; 0 takes a free one (default %(default)s)"
+    )
+    parser.add_argument(
+        "--public-url", metavar="URL", help="what people open when a proxy stands before the app: https://HOST"
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        action="append",
+        help="a proxy whose X-Forwarded-For and -Proto are believed; may be given several times",
     )
     parser.add_argument("--home", help="home folder; else NIGHTSCHOOL_HOME, else the platform's user-data folder")
     parser.add_argument("--json", action="store_true", help="when ready, print the address as one JSON object")
@@ -66,21 +79,70 @@ def _port(text: str) -> int:
     return port
 
 
-@contextlib.contextmanager
-def reserve(home: str | None, host: str, port: int) -> Iterator[tuple[Settings, socket.socket]]:
-    """Take the home folder's lock and the port, so that a second app is refused before any model is loaded.
+def with_door(settings: Settings, public_url: str | None, trusted_proxies: list[str] | None) -> Settings:
+    """Put what the command line says about the door in the place of the settings.
 
     Raises:
-        CannotServe: the host is not this machine, or home or port are taken.
-        SettingsError: a setting is wrong.
+        CannotServe: the address is none that people could open.
     """
-    if host not in LOOPBACK:
+    door = settings.door.model_dump()
+    if public_url is not None:
+        door["public_url"] = public_url
+    if trusted_proxies is not None:
+        door["trusted_proxies"] = trusted_proxies
+    try:
+        return settings.model_copy(update={"door": DoorSettings(**door)})
+    except ValidationError as error:
         raise CannotServe(
-            f"The app has no accounts yet, so it cannot be opened to {host}; leave --host out, or give 127.0.0.1."
-        )
-    settings = load_settings(home)
-    with _locked(settings.home), _listener(host, port) as listener:
-        yield settings, listener
+            f"{public_url} is no address that people could open; give --public-url as https://HOST, without a path."
+        ) from error
+
+
+@contextlib.contextmanager
+def reserve(
+    home: str | None,
+    host: str,
+    port: int,
+    public_url: str | None = None,
+    trusted_proxies: list[str] | None = None,
+) -> Iterator[tuple[Settings, socket.socket]]:
+    """Take the home folder's lock and the port, so that a second app is refused before any model is loaded.
+
+    Args:
+        public_url: in place of the setting, where given; so for `trusted_proxies`.
+
+    Raises:
+        CannotServe: home or port are taken, or others could come while nobody can keep them out.
+        SettingsError: a setting is wrong.
+        StoreError: the database cannot be read.
+    """
+    settings = with_door(load_settings(home), public_url, trusted_proxies)
+    with _locked(settings.home):
+        check_operator(settings, host)
+        with _listener(host, port) as listener:
+            yield settings, listener
+
+
+def check_operator(settings: Settings, host: str) -> None:
+    """Check that somebody can log in before other machines can connect.
+
+    Raises:
+        CannotServe: there is no operator; whoever came first would have everything.
+    """
+    others = host if not is_loopback(host) else settings.door.public_url or ", ".join(settings.door.trusted_proxies)
+    if not others:
+        return
+    if settings.database_path.exists():
+        store = open_store(settings.database_path, create=False)
+        try:
+            if store.accounts.has_operator():
+                return
+        finally:
+            store.close()
+    raise CannotServe(
+        f"There are no accounts yet that may operate the app, so it cannot be opened to {others}; add one with "
+        "`python -m feedback_store users add NAME --role operator`."
+    )
 
 
 @contextlib.contextmanager
@@ -106,7 +168,8 @@ def _locked(home: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _listener(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, else asyncio leaves Nagle's delay on, and every short answer waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -10,58 +10,67 @@ import gradio as gr
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from assistant.engine import Engine
 from assistant.settings import Settings
 from feedback_store import Store
-from ui.chat import ChatDesk, build_chat, preset_choices, wire_chat
+from ui.bodies import Events, page_events
+from ui.chat import ChatDesk, wire_chat
+from ui.chat_layout import build_chat, preset_choices
 from ui.compare import CompareDesk, build_compare, wire_compare
-from ui.events import ASKED_JS, SHORT
+from ui.door import Door, is_limited, visitor
+from ui.events import ASKED_JS, DRAFT_JS, SHORT, keep_threads_free
 from ui.feedback import FeedbackDesk
 from ui.guard import Guard
 from ui.history import build_history
+from ui.hosts import Hosts, is_loopback
+from ui.login import add_login_routes
 from ui.nights import Nights
 from ui.operate import OperateDesk, build_operate, wire_operate
 from ui.replies import Replies
-from ui.style import MOON, brand_html, language_html, nightschool_theme, style_sheet
+from ui.style import MOON, account_html, brand_html, language_html, nightschool_theme, style_sheet
 from ui.texts import ENGLISH, KOREAN, Texts
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
-MAX_BODY_BYTES = 1024 * 1024
 
-
-def build_app(engine: Engine, store: Store, settings: Settings) -> FastAPI:
+def build_app(engine: Engine, store: Store, settings: Settings, host: str = "127.0.0.1") -> FastAPI:
     """Put the web app together.
 
     Args:
         engine: answers; closed by the caller.
         store: the open store; closed by the caller.
         settings: limits and folders.
+        host: the address that the app listens on; where only this machine can connect and no proxy is named, the
+            person at it is the owner until there are accounts.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, max_body_size=MAX_BODY_BYTES)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    limits = settings.door
+    door = Door(store, limits, local=is_loopback(host) and not limits.public_url and not limits.trusted_proxies)
     replies = Replies(engine, store, settings)
     nights = Nights(settings.home, settings.runs_dir)
     add_plain_routes(app, nights)
+    add_login_routes(app, door, secure=limits.public_url.startswith("https:"))
+    events: dict[str, Events] = {}
     # English last: its mount at / takes every path that is left.
     for texts, path in ((KOREAN, "/ko"), (ENGLISH, "/")):
-        mount_page(app, build_page(replies, store, nights, settings, engine.base_id, texts), path, settings.home)
-    app.add_middleware(Guard)
+        page, events[path] = build_page(replies, store, nights, settings, engine.base_id, texts)
+        mount_page(app, page, path, settings.home)
     # Gradio adds no CORS headers of its own once the parent has this; with them it would trust any origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK_HOSTS))
+    hosts = Hosts(host, limits.public_url, limits.trusted_hosts)
+    app.add_middleware(Guard, door=door, hosts=hosts, settings=limits, events=events)
     return app
 
 
 def add_plain_routes(app: FastAPI, nights: Nights) -> None:
     """Health, readiness and the plots of runs."""
 
+    # Not in a thread, of which there may be none free: whoever asks would take a busy app for a dead one.
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/readyz")
-    def readyz() -> dict[str, str]:
+    async def readyz() -> dict[str, str]:
         return {"status": "ready"}
 
     @app.get("/plots/{run_id}/{name}")
@@ -86,29 +95,44 @@ def mount_page(app: FastAPI, page: gr.Blocks, path: str, home: Path) -> None:
 
 def build_page(
     replies: Replies, store: Store, nights: Nights, settings: Settings, base_id: str, texts: Texts
-) -> gr.Blocks:
-    """Lay out and wire the page of one language."""
+) -> tuple[gr.Blocks, Events]:
+    """Lay out and wire the page of one language; returned with the events that it can send."""
     chat_desk = ChatDesk(replies, store, settings, texts)
     votes = FeedbackDesk(store, texts)
     with gr.Blocks(analytics_enabled=False, title="Nightschool", fill_width=True, fill_height=True) as page:
         with gr.Sidebar(elem_id="sidebar", width=280):
             gr.HTML(brand_html(texts))
             new, conversations = build_history(texts)
+            account = gr.HTML(elem_id="account", visible=False)
             gr.HTML(language_html(texts), elem_id="language")
         with gr.Tabs(elem_id="pages") as tabs:
             with gr.Tab(texts.chat_tab, id="chat", elem_id="tab-chat"):
                 chat = build_chat(texts)
             with gr.Tab(texts.compare_tab, id="compare", elem_id="tab-compare"):
                 compare = build_compare(texts, preset_choices(texts))
-            with gr.Tab(texts.operate_tab, id="operate", elem_id="tab-operate") as operate_tab:
+            with gr.Tab(texts.operate_tab, id="operate", elem_id="tab-operate", visible=False) as operate_tab:
                 operate = build_operate(texts)
         chat_page, chat_outputs = wire_chat(chat, new, conversations, tabs, chat_desk, votes, store, texts)
         compare_page = wire_compare(compare, CompareDesk(replies, store, settings, texts), texts)
-        wire_operate(operate, operate_tab, OperateDesk(store, nights, settings, base_id, texts))
+        for_members = frozenset(page.fns)
+        wire_operate(operate, operate_tab, OperateDesk(store, nights, settings, base_id, texts), texts)
+        for_operators = frozenset(page.fns) - for_members
 
-        def fill(conversation_id: str) -> list[Any]:
-            return [*chat_page.open(conversation_id), *compare_page.open()]
+        def fill(conversation_id: str, request: gr.Request) -> list[Any]:
+            person = visitor(request)
+            return [
+                *chat_page.open(conversation_id, "", "", request),
+                *compare_page.open(request),
+                *chat_page.teaching.switch(person.id),
+                str(person.id),
+                gr.update(value=account_html(texts, person.name), visible=is_limited(request)),
+                gr.Tab(visible=person.role == "operator"),
+            ]
 
-        page.load(fill, [chat.shown], [*chat_outputs, *compare.outputs], js=ASKED_JS, **SHORT)
+        filled = [*chat_outputs, *compare.outputs, *chat.teaching.switch, chat.who, account, operate_tab]
+        page.load(fill, [chat.shown], filled, js=ASKED_JS, **SHORT).then(
+            None, [chat.who], None, js=DRAFT_JS, api_visibility="private"
+        )
+    keep_threads_free(page)
     page.queue(api_open=False, max_size=256, default_concurrency_limit=4)
-    return page
+    return page, page_events(page, for_operators)

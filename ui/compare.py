@@ -6,23 +6,26 @@ it is not sent to the browser before the choice.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 
 import gradio as gr
+from anyio.to_thread import run_sync
 
 from assistant.errors import AssistantError
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import Choice, Comparison, Message, as_text
+from ui.door import is_limited, visitor
 from ui.events import MAX_TYPED, SHORT, STREAMED
 from ui.feedback import notice_update, origin_line
-from ui.replies import Draft, Replies
+from ui.own import own_path, own_versions
+from ui.replies import Draft, Replies, TooManyReplies
 from ui.texts import Texts
 
 CURSOR = " ▍"
@@ -30,6 +33,8 @@ POLL_S = 1 / 12
 RECENT = 50
 MOMENT = timedelta(seconds=10)
 SHOWN_CHOICES: tuple[Choice, ...] = ("left", "tie", "both-bad", "right")
+HIDDEN = ("adapter", "seed")
+"""What a round does not show before the choice; the preset was chosen by the person."""
 Stage = Literal["empty", "running", "choosing", "chosen"]
 
 
@@ -52,7 +57,7 @@ class Round:
 
 
 class CompareDesk:
-    """What the compare page can do, without the page."""
+    """What the compare page can do for the person who asks, without the page."""
 
     def __init__(self, replies: Replies, store: Store, settings: Settings, texts: Texts) -> None:
         self._replies = replies
@@ -60,76 +65,100 @@ class CompareDesk:
         self._max_chars = settings.max_message_chars
         self._texts = texts
 
-    def open(self) -> Round:
+    def open(self, person: int) -> Round:
         """Show the latest comparison, so that an unanswered one can still be answered and a broken one asked again."""
-        person = self._store.people.owner().id
         comparisons = self._store.votes.comparisons(person, limit=RECENT)
         for latest in self._store.conversations.list(person, limit=1, kind="compare"):
             path = self._store.conversations.thread(latest.id, person)
             if path and path[0].id not in (comparison.prompt_message_id for comparison in comparisons):
-                return self._without_choice(path, latest.updated_at)
+                return self._without_choice(person, path, latest.updated_at)
         return self._round(comparisons[0]) if comparisons else Round()
 
-    async def ask(self, text: str, preset: str) -> AsyncGenerator[Round]:
-        """Stream two replies to one prompt, then offer the choice. Refusals keep the text."""
+    async def ask(self, person: int, text: str, preset: str, *, limited: bool = True) -> AsyncGenerator[Round]:
+        """Stream two replies to one prompt, then offer the choice. Refusals keep the text.
+
+        Args:
+            limited: whether this person may have only so many replies under way.
+        """
+        with ExitStack() as held:
+            begun = await self._replies.in_thread(partial(self._begin, held, person, text, preset, limited=limited))
+            if isinstance(begun, Round):
+                yield begun
+                return
+            question, drafts = begun
+            if swap_sides():
+                drafts.reverse()
+            async with aclosing(self._both(person, question, drafts, preset)) as rounds:
+                async for shown in rounds:
+                    yield shown
+
+    def _begin(
+        self, held: ExitStack, person: int, text: str, preset: str, *, limited: bool
+    ) -> tuple[Message, list[Draft]] | Round:
+        """Store the prompt and begin its two replies, or say why not; `held` is what a round under way holds."""
         if not text.strip() or len(text) > self._max_chars:
             too_long = self._texts.too_long.format(chars=len(text), limit=self._max_chars)
-            yield replace(self.open(), notice=too_long if text.strip() else self._texts.empty_message, keep=text)
-            return
-        person = self._store.people.owner().id
+            notice = too_long if text.strip() else self._texts.empty_message
+            return replace(self.open(person), notice=notice, keep=text)
         try:
-            question, drafts = self._replies.ask([], text, preset, person, partial(self._record, text), count=2)
+            held.enter_context(self._replies.place(person, limited=limited))
+            record = partial(self._record, person, text)
+            return self._replies.ask([], text, preset, person, record, count=2)
+        except TooManyReplies:
+            return replace(self.open(person), notice=self._texts.too_many_replies, keep=text)
         except (AssistantError, StoreError) as error:
-            yield Round(notice=self._texts.error(error), keep=text)
-            return
-        if swap_sides():
-            drafts.reverse()
+            return Round(notice=self._texts.error(error), keep=text)
+
+    async def _both(self, person: int, question: Message, drafts: list[Draft], preset: str) -> AsyncGenerator[Round]:
+        """Stream two replies, once more where they are equal, then offer the choice."""
         async with aclosing(self._stream(question, drafts, keep="")) as rounds:
             async for shown in rounds:
                 yield shown
         if _same(drafts):
             try:
-                drafts = [drafts[0], self._replies.retry(question, person, preset)]
+                again = await self._replies.in_thread(partial(self._replies.retry, question, person, preset))
+                drafts = [drafts[0], again]
             except (AssistantError, StoreError):
                 pass  # two equal replies are still worth showing
             else:
                 async with aclosing(self._stream(question, drafts, keep=None)) as rounds:
                     async for shown in rounds:
                         yield shown
-        yield self._offer(question, drafts)
+        yield await self._replies.in_thread(partial(self._offer, person, question, drafts))
 
-    def reopen(self, key: str | None) -> Round:
+    def reopen(self, person: int, key: str | None) -> Round:
         """Show one of the latest comparisons again."""
-        for comparison in self._store.votes.comparisons(self._store.people.owner().id, limit=RECENT):
+        for comparison in self._store.votes.comparisons(person, limit=RECENT):
             if comparison.id == key:
                 return self._round(comparison)
-        return replace(self.open(), notice=self._texts.reload_page, keep=None)
+        return replace(self.open(person), notice=self._texts.reload_page, keep=None)
 
-    def stop(self, key: str) -> None:
+    def stop(self, person: int, key: str) -> None:
         """Stop both replies."""
-        self._replies.stop(key)
+        self._replies.stop(key, person)
 
-    def choose(self, key: str, choice: Choice) -> Round:
+    def choose(self, person: int, key: str, choice: Choice) -> Round:
         """Store the choice and show what each side was."""
         try:
-            comparison = self._store.votes.choose(key, self._store.people.owner().id, choice)
+            comparison = self._store.votes.choose(key, person, choice)
         except StoreError as error:
-            return replace(self.open(), notice=self._texts.error(error), keep=None)
+            return replace(self.open(person), notice=self._texts.error(error), keep=None)
         return replace(self._round(comparison), notice=self._texts.choice_saved)
 
-    def _without_choice(self, path: list[Message], updated_at: str) -> Round:
+    def _without_choice(self, person: int, path: list[Message], updated_at: str) -> Round:
         """Tell of a prompt whose two answers were never put side by side."""
-        replies, prompt = self._store.conversations.siblings(path[-1].id), path[0].text
-        running = any(self._replies.text_so_far(reply.id) is not None for reply in replies)
+        replies, prompt = own_versions(self._store, person, path[-1].id), path[0].text
+        running = any(self._replies.text_so_far(reply.id, person) is not None for reply in replies)
         # Between the end of the answers and the choice lies a moment, in which nothing was stopped.
         whole = all(reply.state in ("streaming", "done") for reply in replies)
         if running or (whole and updated_at > as_text(datetime.now(UTC) - MOMENT)):
             return Round(prompt=prompt, notice=self._texts.answers_under_way, waiting=True)
         return Round(prompt=prompt, notice=self._texts.broken_off, keep=prompt)
 
-    def _record(self, text: str) -> Message:
-        conversations, person = self._store.conversations, self._store.people.owner().id
-        return conversations.add_user_message(conversations.start(person, kind="compare").id, person, text)
+    def _record(self, person: int, text: str) -> Message:
+        conversations = self._store.conversations
+        with self._store.connections.write():  # both or neither
+            return conversations.add_user_message(conversations.start(person, kind="compare").id, person, text)
 
     async def _stream(self, question: Message, drafts: list[Draft], keep: str | None) -> AsyncGenerator[Round]:
         left, right = drafts
@@ -140,10 +169,9 @@ class CompareDesk:
                     yield replace(shown, left=left_text, right=right_text)
                     shown = replace(shown, keep=None)
         finally:
-            for draft in drafts:
-                self._replies.close(draft)
+            await self._replies.end(*drafts)
 
-    def _offer(self, question: Message, drafts: list[Draft]) -> Round:
+    def _offer(self, person: int, question: Message, drafts: list[Draft]) -> Round:
         left, right = drafts
         ended = Round("empty", question.text, left.reply.text, right.reply.text)
         finishes = {left.reply.finish, right.reply.finish}
@@ -153,33 +181,33 @@ class CompareDesk:
             return replace(ended, notice=self._texts.no_comparison)
         try:
             comparison = self._store.votes.show_comparison(
-                self._store.people.owner().id, question.id, left.message.id, right.message.id
+                person, question.id, left.message.id, right.message.id, HIDDEN
             )
         except StoreError as error:
             return replace(ended, notice=self._texts.error(error))
         return self._round(comparison)
 
     def _round(self, comparison: Comparison) -> Round:
-        path = self._store.conversations.path_to(comparison.left_message_id)
-        left, right = path[-1], self._store.conversations.path_to(comparison.right_message_id)[-1]
+        path = own_path(self._store, comparison.person_id, comparison.left_message_id)
+        left, right = path[-1], own_path(self._store, comparison.person_id, comparison.right_message_id)[-1]
         shown = Round("choosing", path[-2].text, left.text, right.text, comparison.id)
         if not comparison.choice:
             return shown
         revealed = (origin_line(left, self._texts), origin_line(right, self._texts))
         return replace(shown, stage="chosen", choice=comparison.choice, revealed=revealed)
 
-    def past(self) -> list[tuple[str, str]]:
+    def past(self, person: int) -> list[tuple[str, str]]:
         """Prompts and choices of the latest comparisons that were answered, newest first."""
-        latest = self._store.votes.comparisons(self._store.people.owner().id, limit=10)
+        latest = self._store.votes.comparisons(person, limit=10)
         return [(self._prompt(comparison), comparison.choice) for comparison in latest if comparison.choice]
 
-    def unanswered(self) -> list[tuple[str, str]]:
+    def unanswered(self, person: int) -> list[tuple[str, str]]:
         """Prompts and ids of the latest comparisons that still want a choice, newest first."""
-        latest = self._store.votes.comparisons(self._store.people.owner().id, limit=RECENT)
+        latest = self._store.votes.comparisons(person, limit=RECENT)
         return [(self._prompt(comparison)[:120], comparison.id) for comparison in latest if not comparison.choice]
 
     def _prompt(self, comparison: Comparison) -> str:
-        return self._store.conversations.path_to(comparison.prompt_message_id)[-1].text
+        return own_path(self._store, comparison.person_id, comparison.prompt_message_id)[-1].text
 
 
 def swap_sides() -> bool:
@@ -317,7 +345,7 @@ class ComparePage:
         self._desk = desk
         self._texts = texts
 
-    def updates(self, shown: Round) -> list[Any]:
+    def updates(self, person: int, shown: Round) -> list[Any]:
         """Fill `CompareParts.outputs`."""
         texts, running = self._texts, shown.stage == "running"
         verdict = texts.you_chose.format(choice=texts.choices[shown.choice]) if shown.choice else ""
@@ -338,43 +366,53 @@ class ComparePage:
             *[gr.update(interactive=shown.stage == "choosing") for _ in SHOWN_CHOICES],
             f"<strong>{texts.escape(verdict)}</strong>" if verdict else "",
             gr.update(visible=shown.stage == "chosen"),
-            self._unanswered(shown),
-            gr.skip() if running else past_html(self._desk.past(), texts),
+            self._unanswered(person, shown),
+            gr.skip() if running else past_html(self._desk.past(person), texts),
             gr.Timer(active=shown.waiting),
         ]
 
-    def _unanswered(self, shown: Round) -> Any:
+    def _unanswered(self, person: int, shown: Round) -> Any:
         if shown.stage == "running":  # its end would push away what was chosen meanwhile
             return gr.update(visible=False)
-        waiting = [(prompt, key) for prompt, key in self._desk.unanswered() if key != shown.key]
+        waiting = [(prompt, key) for prompt, key in self._desk.unanswered(person) if key != shown.key]
         return gr.update(choices=waiting, value=None, visible=bool(waiting))
 
-    def reopen(self, key: str | None) -> list[Any]:
+    def reopen(self, key: str | None, request: gr.Request) -> list[Any]:
         """Show a comparison that was left without a choice."""
-        return self.updates(self._desk.reopen(key))
+        person = visitor(request).id
+        return self.updates(person, self._desk.reopen(person, key))
 
-    def open(self) -> list[Any]:
+    def open(self, request: gr.Request) -> list[Any]:
         """Fill the page at load."""
-        return self.updates(self._desk.open())
+        person = visitor(request).id
+        return self.updates(person, self._desk.open(person))
 
-    def tick(self, text: str) -> list[Any]:
+    def look_again(self, text: str, request: gr.Request) -> list[Any]:
         """Look whether the answers of another tab have ended; what is typed meanwhile stays."""
-        shown = self._desk.open()
-        return self.updates(replace(shown, keep=None) if text.strip() else shown)
+        person = visitor(request).id
+        shown = self._desk.open(person)
+        return self.updates(person, replace(shown, keep=None) if text.strip() else shown)
 
-    async def ask(self, text: str, preset: str) -> AsyncGenerator[list[Any]]:
+    async def ask(self, text: str, preset: str, request: gr.Request) -> AsyncGenerator[list[Any]]:
         """Stream a round into the page."""
-        async with aclosing(self._desk.ask(text, preset)) as rounds:
+        person = visitor(request).id
+        async with aclosing(self._desk.ask(person, text, preset, limited=is_limited(request))) as rounds:
             async for shown in rounds:
-                yield self.updates(shown)
+                running = shown.stage == "running"  # of which nothing is looked up
+                yield self.updates(person, shown) if running else await run_sync(self.updates, person, shown)
 
-    def choose(self, key: str, choice: Choice) -> list[Any]:
+    def stop(self, key: str, request: gr.Request) -> None:
+        """Stop both replies."""
+        self._desk.stop(visitor(request).id, key)
+
+    def choose(self, key: str, choice: Choice, request: gr.Request) -> list[Any]:
         """Store a choice and show what each side was."""
-        return self.updates(self._desk.choose(key, choice))
+        person = visitor(request).id
+        return self.updates(person, self._desk.choose(person, key, choice))
 
-    def next(self) -> list[Any]:
+    def next(self, request: gr.Request) -> list[Any]:
         """Clear the page for another prompt."""
-        return self.updates(Round())
+        return self.updates(visitor(request).id, Round())
 
 
 def past_html(rows: list[tuple[str, str]], texts: Texts) -> str:
@@ -392,11 +430,18 @@ def past_html(rows: list[tuple[str, str]], texts: Texts) -> str:
 def wire_compare(parts: CompareParts, desk: CompareDesk, texts: Texts) -> ComparePage:
     """Connect the components to the handlers."""
     page = ComparePage(desk, texts)
+
+    def choosing(choice: Choice) -> Callable[[str, gr.Request], list[Any]]:
+        def choose(key: str, request: gr.Request) -> list[Any]:  # the framework finds no request in a partial
+            return page.choose(key, choice, request)
+
+        return choose
+
     gr.on([parts.box.submit, parts.ask.click], page.ask, [parts.box, parts.preset], parts.outputs, **STREAMED)
-    parts.stop.click(desk.stop, [parts.key], None, **SHORT)
+    parts.stop.click(page.stop, [parts.key], None, **SHORT)
     for choice, button in zip(SHOWN_CHOICES, parts.choices, strict=True):
-        button.click(partial(page.choose, choice=choice), [parts.key], parts.outputs, **SHORT)
+        button.click(choosing(choice), [parts.key], parts.outputs, **SHORT)
     parts.next.click(page.next, None, parts.outputs, **SHORT)
-    parts.timer.tick(page.tick, [parts.box], parts.outputs, **SHORT)
+    parts.timer.tick(page.look_again, [parts.box], parts.outputs, **SHORT)
     parts.unanswered.input(page.reopen, [parts.unanswered], parts.outputs, **SHORT)
     return page

@@ -1,7 +1,13 @@
 """How the pages' events travel."""
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+import gradio as gr
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 # Handlers that answer at once go straight through, not through the queue: an event that joins the queue while the
 # stream of the one before it is being closed waits until a third event comes.
@@ -15,6 +21,7 @@ STREAMED: Final[Mapping[str, Any]] = {
 # Far above every setting for a message's length, so that the server's sentence names the limit; far below the limit on
 # a request's body, which the framework can only tell as an error of its own.
 MAX_TYPED: Final = 200_000
+SHORT_THREADS: Final = 16
 
 REMEMBER_JS = "(id) => { history.replaceState(null, '', id ? '?c=' + id : location.pathname); }"
 # On a phone the list covers the page: it is closed at the start and once a conversation is chosen.
@@ -23,25 +30,50 @@ CLOSE_SIDEBAR_JS = """() => {
 }"""
 LEAVE_JS = "(shown) => [shown, '']"
 # What is typed and not sent yet outlives a reload, which the framework does by itself once the app was restarted. It
-# stays in this tab; a browser that may keep nothing keeps nothing. The framework tells when it empties the box; what a
-# person types is heard from the box itself, since the framework tells nothing more once a stream of its broke off.
-KEEP_DRAFT_JS = "(text) => { try { sessionStorage.setItem('draft', text); } catch {} }"
-HEAR_TYPING_JS = f"""() => {{
+# stays in this tab, for whoever wrote it: in the tab of somebody who logged out, the next person must not find it. A
+# browser that may keep nothing keeps nothing. The framework tells when it empties the box; what a person types is heard
+# from the box itself, since the framework tells nothing more once a stream of its broke off.
+KEEP_DRAFT_JS = """(text, who) => {
+  try { sessionStorage.setItem('draft', text); sessionStorage.setItem('drafter', who); } catch {}
+}"""
+HEAR_TYPING_JS = f"""(who) => {{
   document.addEventListener('input', (event) => {{
-    if (event.target.matches('#message textarea')) ({KEEP_DRAFT_JS})(event.target.value);
+    if (event.target.matches('#message textarea')) ({KEEP_DRAFT_JS})(event.target.value, who);
   }});
 }}"""
-DRAFT_BACK_JS = """() => {
+DRAFT_BACK_JS = """(who) => {
   const box = document.querySelector('#message textarea');
   let draft = '';
-  try { draft = sessionStorage.getItem('draft'); } catch {}
+  try {
+    if (sessionStorage.getItem('drafter') === who) draft = sessionStorage.getItem('draft');
+    else sessionStorage.removeItem('draft');
+  } catch {}
   if (!box || box.value || !draft) return;
   box.value = draft;
   box.dispatchEvent(new Event('input', {bubbles: true}));
 }"""
+DRAFT_JS = f"(who) => {{ ({DRAFT_BACK_JS})(who); ({HEAR_TYPING_JS})(who); }}"
 ASKED_JS = f"""() => {{
   ({CLOSE_SIDEBAR_JS})();
-  ({DRAFT_BACK_JS})();
-  ({HEAR_TYPING_JS})();
   return new URLSearchParams(location.search).get('c') || '';
 }}"""
+
+
+def keep_threads_free(page: gr.Blocks) -> None:
+    """Give the page's short handlers threads of their own number.
+
+    The framework runs them in the same forty threads in which it reads what every event brings: so many votes that
+    wait for a busy database would keep everybody else's questions and pages waiting too.
+    """
+    limiter = CapacityLimiter(SHORT_THREADS)
+    for event in page.fns.values():
+        if event.fn and not inspect.iscoroutinefunction(event.fn) and not inspect.isasyncgenfunction(event.fn):
+            event.fn = _in_threads(event.fn, limiter)
+
+
+def _in_threads(handler: Callable[..., Any], limiter: CapacityLimiter) -> Callable[..., Any]:
+    @functools.wraps(handler)  # by whose parameters the framework knows that a handler wants the request
+    async def run(*values: Any) -> Any:
+        return await run_sync(handler, *values, limiter=limiter)
+
+    return run

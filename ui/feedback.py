@@ -3,17 +3,24 @@
 A vote names one reply of this person by id. The Chatbot's own thumbs and the panel's buttons end in the same row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import REASONS_DOWN, REASONS_UP, Message
-from ui.events import MAX_TYPED
+from ui.door import visitor
+from ui.events import MAX_TYPED, SHORT
+from ui.own import own_path
 from ui.texts import Texts
+
+# One at a time, and the last click wins.
+ORDERED: Final[Mapping[str, Any]] = {**SHORT, "trigger_mode": "always_last"}
+Fill = Callable[[int, "Panel", str, bool | None], list[Any]]
+"""Fills the page after a vote: for whom, the panel, the last message on screen, and `writing` of `panel_updates`."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +51,33 @@ class Panel:
 
 
 class FeedbackDesk:
-    """Votes, reasons, comments and better answers of one person."""
+    """Votes, reasons, comments and better answers, each of the person who asks."""
 
     def __init__(self, store: Store, texts: Texts) -> None:
         self._store = store
         self._texts = texts
 
-    def panel(self, selected: str, shown: str) -> Panel:
+    def panel(self, person: int, selected: str, shown: str) -> Panel:
         """Describe one reply of the path on screen: the selected one, or without a selection the last one."""
-        path = self._store.conversations.path_to(shown) if shown else []
+        try:
+            path = own_path(self._store, person, shown) if shown else []
+        except StoreError as error:
+            return Panel(notice=self._texts.error(error))
         replies = [message for message in path if message.role == "assistant"]
         if not replies or (selected and selected not in (reply.id for reply in replies)):
             return Panel(notice=self._texts.reload_page if selected else "")
         places = {reply.id: place for place, reply in enumerate(replies, 1)}
         place = places.get(selected, len(replies))
         reply = replies[place - 1]
-        person = self._store.people.owner().id
         vote = self._store.votes.get(reply.id, person)
         rewrite = self._store.votes.get_rewrite(reply.id, person)
         described = Panel(reply, place, len(replies), rewrite=rewrite.text if rewrite else "")
         return replace(described, value=vote.value, reasons=vote.reasons, comment=vote.comment) if vote else described
 
-    def unsaved(self, selected: str, comment: str, rewrite: str) -> tuple[bool, bool]:
+    def unsaved(self, person: int, selected: str, comment: str, rewrite: str) -> tuple[bool, bool]:
         """Whether the comment and the better answer typed in the panel of a reply are stored nowhere yet."""
         try:
-            panel = self.panel(selected, selected)
+            panel = self.panel(person, selected, selected)
         except StoreError:
             panel = Panel()
         if panel.reply is None:
@@ -76,63 +85,68 @@ class FeedbackDesk:
         commented = bool(panel.value) and comment.strip() != panel.comment.strip()
         return commented, bool(rewrite.strip()) and rewrite not in (panel.rewrite, panel.reply.text)
 
-    def thumb(self, selected: str, shown: str, value: int, comment: str | None = None) -> Panel:
+    def thumb(self, person: int, selected: str, shown: str, value: int, comment: str | None = None) -> Panel:
         """Vote up (1) or down (-1); a vote that stands already stays, since a double click is no change of mind.
 
         Args:
             comment: what is typed, saved or not; None keeps what is stored. Reasons of the other side go.
         """
-        panel = self.panel(selected, shown)
+        panel = self.panel(person, selected, shown)
         kept = panel.comment if comment is None or not panel.value else comment
-        return self._rate(panel, shown, value, panel.reasons if panel.value == value else (), kept)
+        return self._rate(person, panel, shown, value, panel.reasons if panel.value == value else (), kept)
 
-    def explain(self, selected: str, shown: str, reasons: Sequence[str], comment: str) -> Panel:
+    def explain(self, person: int, selected: str, shown: str, reasons: Sequence[str], comment: str) -> Panel:
         """Store reasons and comment beside the vote that stands."""
-        panel = self.panel(selected, shown)
+        panel = self.panel(person, selected, shown)
         if not panel.value:
             return replace(panel, notice=panel.notice or self._texts.vote_first)
         allowed = REASONS_UP if panel.value > 0 else REASONS_DOWN
-        return self._rate(panel, shown, panel.value, [key for key in reasons if key in allowed], comment)
+        return self._rate(person, panel, shown, panel.value, [key for key in reasons if key in allowed], comment)
 
-    def retract(self, selected: str, shown: str) -> Panel:
+    def retract(self, person: int, selected: str, shown: str) -> Panel:
         """Take the vote back."""
-        return self._rate(self.panel(selected, shown), shown, 0, (), "")
+        return self._rate(person, self.panel(person, selected, shown), shown, 0, (), "")
 
-    def liked(self, shown: str, index: Any, liked: Any, selected: str = "", comment: str = "") -> Panel:
+    def liked(self, person: int, shown: str, index: Any, liked: Any, selected: str = "", comment: str = "") -> Panel:
         """Vote from the Chatbot's thumbs: `liked` is True, False, or "" when an active thumb was clicked again.
 
         Args:
             selected: the reply that the panel shows.
             comment: what is typed about that one.
         """
-        path = self._store.conversations.path_to(shown) if shown else []
+        try:
+            path = own_path(self._store, person, shown) if shown else []
+        except StoreError as error:
+            return Panel(notice=self._texts.error(error))
         place = index[0] if isinstance(index, list | tuple) else index
         if not isinstance(place, int) or not 0 <= place < len(path) or path[place].role != "assistant":
-            return replace(self.panel("", shown), notice=self._texts.reload_page)
+            return replace(self.panel(person, "", shown), notice=self._texts.reload_page)
         value = {True: 1, False: -1}.get(liked, 0) if isinstance(liked, bool) else 0
-        panel = self.panel(path[place].id, shown)
+        panel = self.panel(person, path[place].id, shown)
         same_side = value == panel.value
         kept = comment if panel.value and panel.selected == selected else panel.comment
-        return self._rate(panel, shown, value, panel.reasons if same_side else (), kept if value else "")
+        return self._rate(person, panel, shown, value, panel.reasons if same_side else (), kept if value else "")
 
-    def rewrite(self, selected: str, shown: str, text: str) -> Panel:
+    def rewrite(self, person: int, selected: str, shown: str, text: str) -> Panel:
         """Store the person's own better answer."""
-        panel = self.panel(selected, shown)
+        panel = self.panel(person, selected, shown)
+        if not panel.reply:
+            return replace(panel, rewrite=text, notice=panel.notice or self._texts.not_votable, refused=True)
         try:
-            self._store.votes.rewrite(panel.selected, self._store.people.owner().id, text)
+            self._store.votes.rewrite(panel.selected, person, text)
         except StoreError as error:
             return replace(panel, rewrite=text, notice=self._texts.error(error), refused=True)
-        return replace(self.panel(panel.selected, shown), notice=self._texts.rewrite_saved)
+        return replace(self.panel(person, panel.selected, shown), notice=self._texts.rewrite_saved)
 
-    def _rate(self, panel: Panel, shown: str, value: int, reasons: Sequence[str], comment: str) -> Panel:
+    def _rate(self, person: int, panel: Panel, shown: str, value: int, reasons: Sequence[str], comment: str) -> Panel:
         if not panel.votable:
             return replace(panel, notice=panel.notice or self._texts.not_votable)
         try:
-            self._store.votes.rate(panel.selected, self._store.people.owner().id, value, reasons, comment)
+            self._store.votes.rate(panel.selected, person, value, reasons, comment)
         except StoreError as error:
             return replace(panel, notice=self._texts.error(error))
         saved = self._texts.vote_saved if value else self._texts.vote_retracted
-        return replace(self.panel(panel.selected, shown), notice=saved)
+        return replace(self.panel(person, panel.selected, shown), notice=saved)
 
 
 @dataclass(frozen=True)
@@ -224,35 +238,42 @@ def panel_updates(panel: Panel, texts: Texts, writing: bool | None = False) -> l
     ]
 
 
-def meanwhile_updates(votes: FeedbackDesk, texts: Texts, shown: str, busy: bool, typed: Sequence[str]) -> list[Any]:
+def meanwhile_updates(
+    votes: FeedbackDesk, texts: Texts, person: int, shown: str, busy: bool, typed: Sequence[str]
+) -> list[Any]:
     """Fill `FeedbackParts.outputs` at a stream's beginning and end: what is being written there stays.
 
     Args:
         typed: the panel's reply, comment and better answer when the stream began; the end may find more, so it is
             left to `settled_updates`.
     """
-    if busy and not any(votes.unsaved(*typed)):
+    if busy and not any(votes.unsaved(person, *typed)):
         return panel_updates(Panel(), texts)
-    panel = votes.panel(typed[0], shown)
+    panel = votes.panel(person, typed[0], shown)
     return [gr.skip(), gr.skip(), caption_html(panel, texts) if panel.reply else gr.skip(), *[gr.skip()] * 7]
 
 
 def settled_updates(
-    votes: FeedbackDesk, texts: Texts, shown: str, selected: str, comment: str, rewrite: str
+    votes: FeedbackDesk, texts: Texts, person: int, shown: str, typed: tuple[str, str, str]
 ) -> list[Any]:
-    """Bring the panel to the last reply, unless something is being written about another one."""
-    last = votes.panel("", shown)
+    """Bring the panel to the last reply, unless something is being written about another one.
+
+    Args:
+        typed: the panel's reply, comment and better answer as they are now.
+    """
+    selected, comment, rewrite = typed
+    last = votes.panel(person, "", shown)
     if last.reply and last.reply.state == "streaming":
         last = Panel()
-    commented, rewritten = votes.unsaved(selected, comment, rewrite)
+    commented, rewritten = votes.unsaved(person, *typed)
     if not commented and not rewritten:
         return panel_updates(last, texts)
-    before = votes.panel(selected, selected)
+    before = votes.panel(person, selected, selected)
     versions = last.reply and before.reply and last.reply.parent_id == before.reply.parent_id
     if not versions or selected == last.selected:
-        return meanwhile_updates(votes, texts, shown, False, (selected, comment, rewrite))
+        return meanwhile_updates(votes, texts, person, shown, False, typed)
     if commented:  # another version took the place of the one that it is about
-        votes.explain(selected, selected, before.reasons, comment)
+        votes.explain(person, selected, selected, before.reasons, comment)
     if not rewritten:
         return panel_updates(last, texts)
     # A better answer is one to the question, and serves beside this version as well.
@@ -282,3 +303,63 @@ def origin_line(reply: Message, texts: Texts) -> str:
 def notice_update(notice: str) -> Any:
     """Show a sentence that screen readers announce, or nothing."""
     return gr.update(value=f"<div role='status'>{Texts.escape(notice)}</div>", visible=bool(notice))
+
+
+def wire_votes(
+    parts: FeedbackParts, chatbot: gr.Chatbot, shown: gr.Textbox, notice: gr.HTML, desk: FeedbackDesk, fill: Fill
+) -> None:
+    """Connect thumbs, reasons, comment, retraction and better answers."""
+    outputs = [chatbot, notice, *parts.outputs]
+    chosen = [parts.selected, shown]
+
+    def thumb_up(selected: str, shown: str, typed: str, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        return fill(person, desk.thumb(person, selected, shown, 1, typed), shown, None)
+
+    def thumb_down(selected: str, shown: str, typed: str, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        return fill(person, desk.thumb(person, selected, shown, -1, typed), shown, None)
+
+    def liked(selected: str, shown: str, comment: str, event: gr.LikeData, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        panel = desk.liked(person, shown, event.index, event.liked, selected, comment)
+        return fill(person, panel, shown, None if panel.selected == selected else False)
+
+    def give_reasons(selected: str, shown: str, reasons: list[str], comment: str, request: gr.Request) -> Any:
+        return notice_update(desk.explain(visitor(request).id, selected, shown, reasons, comment).notice)
+
+    def explain(selected: str, shown: str, reasons: list[str], comment: str, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        return fill(person, desk.explain(person, selected, shown, reasons, comment), shown, None)
+
+    def retract(selected: str, shown: str, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        return fill(person, desk.retract(person, selected, shown), shown, None)
+
+    typed = [*chosen, parts.comment]
+    parts.bar.up.click(thumb_up, typed, outputs, **ORDERED)
+    parts.bar.down.click(thumb_down, typed, outputs, **ORDERED)
+    chatbot.like(liked, typed, outputs, **ORDERED)
+    explained = [*chosen, parts.reasons, parts.comment]
+    parts.reasons.input(give_reasons, explained, [notice], **ORDERED)
+    gr.on([parts.save.click, parts.comment.submit], explain, explained, outputs, **ORDERED)
+    parts.retract.click(retract, chosen, outputs, **ORDERED)
+    wire_rewrites(parts, [*chosen, parts.rewrite], outputs, desk, fill)
+
+
+def wire_rewrites(parts: FeedbackParts, written: list[Any], outputs: list[Any], desk: FeedbackDesk, fill: Fill) -> None:
+    """Connect the better answers."""
+
+    def open_rewrite(selected: str, shown: str, text: str, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        panel = desk.panel(person, selected, shown)
+        # A closed panel holds the stored answer or nothing: anything else is being written.
+        return fill(person, replace(panel, rewrite=text if text.strip() else panel.rewrite), shown, True)
+
+    def rewrite(selected: str, shown: str, text: str, request: gr.Request) -> list[Any]:
+        person = visitor(request).id
+        panel = desk.rewrite(person, selected, shown, text)
+        return fill(person, panel, shown, None if panel.refused else False)
+
+    parts.bar.open_rewrite.click(open_rewrite, written, outputs, **ORDERED)
+    parts.save_rewrite.click(rewrite, written, outputs, **ORDERED)

@@ -8,15 +8,14 @@ from feedback_store import Store
 from ui.texts import Texts
 
 
-def conversation_choices(store: Store, texts: Texts) -> list[tuple[str, str]]:
-    """Titles and ids, newest first, for the radio."""
-    person = store.people.owner().id
+def conversation_choices(store: Store, texts: Texts, person: int) -> list[tuple[str, str]]:
+    """Titles and ids of a person's conversations, newest first, for the radio."""
     return [(item.title.strip() or texts.untitled, item.id) for item in store.conversations.list(person)]
 
 
-def history_update(store: Store, texts: Texts, conversation_id: str) -> Any:
+def history_update(store: Store, texts: Texts, person: int, conversation_id: str) -> Any:
     """Refresh the list with one conversation marked."""
-    choices = conversation_choices(store, texts)
+    choices = conversation_choices(store, texts, person)
     known = any(value == conversation_id for _, value in choices)
     return gr.update(choices=choices, value=conversation_id if known else None)
 

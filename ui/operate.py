@@ -17,6 +17,7 @@ from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
 from feedback_store.records import Adapter, Live, Run
+from ui.door import visitor
 from ui.events import SHORT
 from ui.feedback import notice_update
 from ui.nights import Nights, Progress
@@ -328,22 +329,29 @@ def build_operate(texts: Texts) -> OperateParts:
 
 
 class OperatePage:
-    """Turns the desk's answers into component updates."""
+    """Turns the desk's answers into component updates, for operators; whoever is none changes and learns nothing."""
 
-    def __init__(self, desk: OperateDesk) -> None:
+    def __init__(self, desk: OperateDesk, texts: Texts) -> None:
         self._desk = desk
+        self._texts = texts
 
     def fill(self, notice: str = "") -> list[Any]:
         """Fill `OperateParts.outputs`; the timer runs while a night does."""
         return self._parts(self._desk.look(), notice)
 
-    def tick(self, shown: str) -> list[Any]:
+    def refresh(self, request: gr.Request) -> list[Any]:
+        """Show everything as it is."""
+        return self.fill() if is_operator(request) else self._refused()
+
+    def tick(self, shown: str, request: gr.Request) -> list[Any]:
         """Refresh what has changed, all of it at once.
 
         Args:
             shown: digests of what the page shows. Filling the same again would fold up what a person opened there, and
                 undo what they chose.
         """
+        if not is_operator(request):
+            return self._refused()
         seen = self._desk.look()
         fresh = self._parts(seen)
         same = [old == new for old, new in zip_longest(shown.split(), fresh[DIGESTS].split())]
@@ -361,28 +369,32 @@ class OperatePage:
         digests = " ".join(hashlib.sha256(repr(part).encode()).hexdigest()[:16] for part in parts)
         return [*parts, digests, notice_update(notice), gr.Timer(active=seen.working)]
 
-    def promote(self, choice: str | None, generation: str) -> list[Any]:
+    def promote(self, choice: str | None, generation: str, request: gr.Request) -> list[Any]:
         """Promote the chosen adapter."""
-        return self.fill(self._desk.promote(choice, generation))
+        return self.fill(self._desk.promote(choice, generation)) if is_operator(request) else self._refused()
 
-    def roll_back(self, generation: str) -> list[Any]:
+    def roll_back(self, generation: str, request: gr.Request) -> list[Any]:
         """Roll back."""
-        return self.fill(self._desk.roll_back(generation))
+        return self.fill(self._desk.roll_back(generation)) if is_operator(request) else self._refused()
 
-    def retrain(self) -> list[Any]:
+    def retrain(self, request: gr.Request) -> list[Any]:
         """Start a night."""
-        return self.fill(self._desk.retrain())
+        return self.fill(self._desk.retrain()) if is_operator(request) else self._refused()
+
+    def _refused(self) -> list[Any]:
+        return [*[gr.skip()] * (DIGESTS + 1), notice_update(self._texts.operators_only), gr.Timer(active=False)]
 
 
-def wire_operate(parts: OperateParts, tab: gr.Tab, desk: OperateDesk) -> OperatePage:
+def is_operator(request: gr.Request) -> bool:
+    """Say whether a handler works for somebody who may operate the app."""
+    return visitor(request).role == "operator"
+
+
+def wire_operate(parts: OperateParts, tab: gr.Tab, desk: OperateDesk, texts: Texts) -> OperatePage:
     """Connect the components to the handlers."""
-    page = OperatePage(desk)
-
-    def refresh() -> list[Any]:
-        return page.fill()
-
-    tab.select(refresh, None, parts.outputs, **SHORT)
-    parts.refresh.click(refresh, None, parts.outputs, **SHORT)
+    page = OperatePage(desk, texts)
+    tab.select(page.refresh, None, parts.outputs, **SHORT)
+    parts.refresh.click(page.refresh, None, parts.outputs, **SHORT)
     parts.timer.tick(page.tick, [parts.seen], parts.outputs, **SHORT)
     parts.promote.click(page.promote, [parts.choice, parts.generation], parts.outputs, **SHORT)
     parts.roll_back.click(page.roll_back, [parts.generation], parts.outputs, **SHORT)

@@ -1,15 +1,19 @@
 """From a stored question to stored replies: the one place of the web app that starts and ends them.
 
 A reply's row exists before its text is shown and is closed whatever happens: finished, stopped, failed, tab
-closed. Knows nothing about pages.
+closed. Whoever streams one waits for the database in a thread of its own: a disk that is slow for one person must not
+hold up what is being written for all others. Knows nothing about pages.
 """
 
+import asyncio
 import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from assistant.engine import Engine, Finish, Reply, Request, Sampling
 from assistant.engine import Message as Turn
@@ -19,18 +23,28 @@ from feedback_store import Store
 from feedback_store.conversations import read_by_model
 from feedback_store.errors import StoreError
 from feedback_store.records import Message, MessageState, Origin
+from ui.limits import Turnstile
+from ui.own import own_path
 
 SEED_LIMIT = 2**31
+WRITERS: Final = 8
+"""Threads for the database: of their own number, so that busy handlers keep no reply from being closed."""
 Record = Callable[[], Message]
+Result = TypeVar("Result")
 _STATES: Mapping[Finish, MessageState] = {"stop": "done", "length": "done", "cancelled": "stopped", "failed": "failed"}
+
+
+class TooManyReplies(Exception):
+    """Somebody has as many replies under way as one person may; the person who asked for one more sees it."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A reply under way: its row in the store and the engine's growing text."""
+    """A reply under way: its row in the store, the engine's growing text, and whose it is."""
 
     message: Message
     reply: Reply
+    person_id: int
 
 
 class Replies:
@@ -45,6 +59,48 @@ class Replies:
         self._sampling = settings.sampling
         self._running: dict[str, Draft] = {}
         self._left: set[str] = set()
+        self._places = Turnstile(settings.door.generations_per_account)
+        self._writers = ThreadPoolExecutor(WRITERS, "replies")
+        self.one_by_one = threading.Lock()
+        """Held from the look at what is on screen to what is stored after it: of two at once, the second sees it."""
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Do work on the database off the event loop, and to its end.
+
+        A cancellation that comes meanwhile is heard by the caller's next wait. So a reply that was begun is always
+        known to whoever must close it, and what is being closed is closed. Not by tasks: a stopping app cancels all.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._writers, work)
+        heard = False
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                heard = True
+        task = asyncio.current_task()
+        if heard and task:
+            task.cancel()
+        return future.result()
+
+    @contextlib.contextmanager
+    def place(self, person_id: int, *, limited: bool) -> Iterator[None]:
+        """Hold one of the places that a person has for replies under way; a comparison takes one.
+
+        Args:
+            limited: False for the owner of an app without accounts, who has as many as the engine takes.
+
+        Raises:
+            TooManyReplies: none is free; one person would keep all others waiting.
+        """
+        if not limited:
+            yield
+            return
+        if not self._places.enter(person_id):
+            raise TooManyReplies
+        try:
+            yield
+        finally:
+            self._places.leave(person_id)
 
     def ask(
         self, before: Sequence[Message], text: str, preset_key: str, person_id: int, record: Record, count: int = 1
@@ -79,7 +135,7 @@ class Replies:
             AssistantError: the engine refused; nothing was stored.
             StoreError: the question is not this person's.
         """
-        turns = _turns(self._store.conversations.path_to(question.id))
+        turns = _turns(own_path(self._store, person_id, question.id))
         return self._begin(question, person_id, self._submit(turns, preset_key, 1))[0]
 
     def _submit(self, turns: list[Turn], preset_key: str, count: int) -> list[tuple[Origin, Reply]]:
@@ -98,7 +154,7 @@ class Replies:
         try:
             for origin, reply in begun:
                 row = self._store.conversations.begin_reply(question.id, person_id, origin)
-                drafts.append(Draft(row, reply))
+                drafts.append(Draft(row, reply, person_id))
         except StoreError:
             _cancel(begun)
             for draft in drafts:
@@ -117,25 +173,42 @@ class Replies:
         self._running.pop(draft.message.id, None)
         self._store.conversations.finish_reply(draft.message.id, reply.text, _STATES[finish], finish, reply.new_tokens)
 
-    def stop(self, message_id: str) -> None:
-        """Ask the reply of that id, or all replies to the question of that id, to stop."""
+    async def end(self, *drafts: Draft) -> None:
+        """Close replies off the event loop; those still running stop at once."""
+        for draft in drafts:
+            if not draft.reply.done:
+                draft.reply.cancel()
+        await self.in_thread(lambda: self._close_all(drafts))
+
+    def _close_all(self, drafts: Sequence[Draft]) -> None:
+        with contextlib.ExitStack() as all_of_them:  # each, also when another cannot be written
+            for draft in drafts:
+                all_of_them.callback(self.close, draft)
+
+    def stop(self, message_id: str, person_id: int) -> None:
+        """Ask a person's reply of that id, or all their replies to the question of that id, to stop."""
         for draft in list(self._running.values()):
-            if message_id in (draft.message.id, draft.message.parent_id):
+            if draft.person_id == person_id and message_id in (draft.message.id, draft.message.parent_id):
                 draft.reply.cancel()
 
-    def leave(self, message_id: str) -> None:
-        """Stop that reply because its reader went elsewhere: it must not fill the page any more."""
-        self._left.add(message_id)
-        self.stop(message_id)
+    def leave(self, message_id: str, person_id: int) -> None:
+        """Stop a person's reply because its reader went elsewhere: it must not fill the page any more."""
+        if self._own(message_id, person_id):
+            self._left.add(message_id)
+            self.stop(message_id, person_id)
 
     def is_left(self, draft: Draft) -> bool:
         """Whether nobody looks at this reply any more."""
         return draft.message.id in self._left
 
-    def text_so_far(self, message_id: str) -> str | None:
-        """The text of a reply under way, or None when it is not running here."""
-        draft = self._running.get(message_id)
+    def text_so_far(self, message_id: str, person_id: int) -> str | None:
+        """The text of a person's reply under way, or None when none of theirs by that id is running here."""
+        draft = self._own(message_id, person_id)
         return draft.reply.text if draft else None
+
+    def _own(self, message_id: str, person_id: int) -> Draft | None:
+        draft = self._running.get(message_id)
+        return draft if draft and draft.person_id == person_id else None
 
     def _keep_parts(self, drafts: Sequence[Draft]) -> None:
         """Write down now and then what these replies have said so far; ends when none is under way."""

@@ -19,6 +19,7 @@ class Server(uvicorn.Server):
     """Says where it answers once it does."""
 
     as_json = False
+    public_url = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as usual, then print the address."""
@@ -26,17 +27,19 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            address = self.public_url or address
             ready = json.dumps({"ready": True, "url": address})
             sys.stdout.write(f"{ready if self.as_json else f'Nightschool is ready at {address}'}\n")
             sys.stdout.flush()
 
 
-def serve(settings: Settings, listener: socket.socket, *, as_json: bool = False) -> None:
+def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bool = False) -> None:
     """Open the store, load the model, and answer until the process is told to stop.
 
     Args:
         settings: of the home folder; its lock is held by the caller, so what was left unfinished is dead.
         listener: bound and listening.
+        host: the address it was bound to, as given.
         as_json: say the address as one JSON object.
 
     Raises:
@@ -46,16 +49,23 @@ def serve(settings: Settings, listener: socket.socket, *, as_json: bool = False)
     try:
         store.conversations.interrupt_unfinished()
         store.registry.mark_crashed_runs()
+        store.registry.retire_tainted()
         engine = build_engine(settings)
         try:
+            proxies = settings.door.trusted_proxies
             config = uvicorn.Config(
-                build_app(engine, store, settings),
+                build_app(engine, store, settings, host),
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=GRACE_S,
+                # otherwise anybody on this machine could claim to come from anywhere
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips=proxies,
+                server_header=False,
             )
             server = Server(config)
             server.as_json = as_json
+            server.public_url = settings.door.public_url.rstrip("/")
             server.run(sockets=[listener])
         finally:
             engine.close()

@@ -80,6 +80,16 @@ def style_sheet() -> str:
     return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
+def account_html(texts: Texts, name: str) -> str:
+    """Who is logged in, what of theirs they can change, and the way out, which is no link: a link could be planted."""
+    return (
+        f"<p>{texts.escape(texts.logged_in_as.format(name=name))}</p>"
+        f"<div class='links'><a href='/password'>{texts.escape(texts.to_password)}</a>"
+        f"<a href='/consent'>{texts.escape(texts.to_teaching)}</a>"
+        f"<form method='post' action='/logout'><button>{texts.escape(texts.log_out)}</button></form></div>"
+    )
+
+
 def language_html(texts: Texts) -> str:
     """A link to the page in the other language."""
     other = texts.other_language

@@ -25,6 +25,24 @@ class Texts:
     chat_tab: str
     compare_tab: str
     operate_tab: str
+    # who is logged in
+    logged_in_as: str
+    to_password: str
+    to_teaching: str
+    log_out: str
+    operators_only: str
+    # teaching
+    teach_on: str
+    """Whether this person's chats teach; `teach_off` also for who was not asked yet."""
+    teach_off: str
+    teach_turn_on: str
+    teach_turn_off: str
+    teach_answered: Mapping[str, str]
+    """Told after an answer about all chats: `on` or `off`."""
+    teach_here_label: str
+    teach_here: Mapping[str, str]
+    """A conversation's own answer: `general`, `on` or `off`, in the order of the menu."""
+    teach_here_answered: Mapping[str, str]
     # chat
     new_conversation: str
     conversations: str
@@ -44,6 +62,7 @@ class Texts:
     empty_message: str
     too_long: str
     still_writing: str
+    too_many_replies: str
     nothing_to_retry: str
     went_on: str
     failed_reply: str

@@ -1,0 +1,110 @@
+"""Persons in a real browser: what a member is shown, how teaching is turned off, and whose a draft is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from feedback_store import open_store
+from tests.browser_support import Visitor, eventually, running_app, running_browser
+from tests.door_support import PASSWORD
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as started:
+        yield started
+
+
+@pytest.fixture
+def address(home: Path) -> Iterator[str]:
+    """An app with an operator and two members who have said whether their chats may teach."""
+    store = open_store(home / "nightschool.db")
+    store.accounts.add("olga", PASSWORD, "operator")
+    for name in ("ada", "ben"):
+        store.consent.set_person(store.accounts.add(name, PASSWORD).id, "off")
+    store.close()
+    with running_app(home) as (where, _):
+        yield where
+
+
+def log_in(page: Page, address: str, name: str) -> None:
+    """Log in and wait for the chat."""
+    page.goto(f"{address}/login")
+    page.fill("input[name=name]", name)
+    page.fill("input[name=password]", PASSWORD)
+    page.press("input[name=password]", "Enter")
+    expect(page.locator("#account")).to_contain_text(name)
+    page.wait_for_load_state("networkidle")
+
+
+def test_one_tab_two_persons_and_neither_finds_what_the_other_wrote(browser: Browser, address: str) -> None:
+    """A message that was typed and not sent came back to whoever logged in next."""
+    visitor = Visitor(browser, address)
+    page = visitor.page
+    log_in(page, address, "ada")
+    expect(page.get_by_role("tab", name="Compare")).to_be_visible()
+    expect(page.get_by_role("tab", name="Operate")).to_have_count(0)
+    visitor.send("the first of ada")
+    eventually(lambda: "the first of ada" in visitor.reply(), "no reply came")
+    visitor.settle()
+    page.fill("#message textarea", "a secret of ada")
+    visitor.open()
+    expect(page.locator("#message textarea")).to_have_value("a secret of ada")
+    page.locator("#account").get_by_role("button", name="Log out").click()
+    expect(page).to_have_url(f"{address}/login")
+    log_in(page, address, "ben")
+    assert page.input_value("#message textarea") == ""
+    assert "of ada" not in page.content()
+    assert page.evaluate("sessionStorage.getItem('draft')") in (None, "")
+    page.locator("#account").get_by_role("link", name="Teaching").click()
+    expect(page).to_have_url(f"{address}/consent")
+    assert visitor.errors == []
+    assert visitor.strangers() == []
+    page.context.close()
+
+
+def test_an_operator_has_the_operate_page(browser: Browser, address: str) -> None:
+    visitor = Visitor(browser, address)
+    log_in(visitor.page, address, "olga")
+    visitor.page.get_by_role("tab", name="Operate").click()
+    expect(visitor.page.locator("#votes")).to_contain_text("Preference pairs")
+    visitor.page.click("#refresh")
+    assert visitor.errors == []
+    visitor.page.context.close()
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_the_owner_turns_teaching_off_in_general_and_on_for_one_conversation(
+    browser: Browser, home: Path, phone: bool
+) -> None:
+    with running_app(home) as (where, _):
+        visitor = Visitor(browser, where, phone=phone)
+        page = visitor.open()
+        store = open_store(home / "nightschool.db")
+        person = store.people.owner().id
+        expect(page.locator("#teach-says")).to_have_text("Your chats and votes teach the assistant at night.")
+        expect(page.locator("#account")).to_be_hidden()
+        expect(page.locator("#teach-here")).to_be_hidden()
+        page.click("#teach-off")
+        expect(page.locator("#teach-says")).to_have_text("Your chats and votes teach the assistant nothing.")
+        assert store.consent.of_person(person) == "off"
+        visitor.send("hello")
+        visitor.settle()
+        (conversation,) = store.conversations.list(person)
+        page.click("#teach-here input")
+        page.get_by_role("option", name="This chat may teach").click()
+        visitor.told("may teach the assistant")
+        assert store.consent.teaches(conversation.id)
+        visitor.open()
+        expect(page.locator("#teach-here input")).to_have_value("This chat may teach")
+        page.click("#teach-on")
+        visitor.told("From the next night on")
+        assert store.consent.of_person(person) == "on"
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert visitor.errors == []
+        store.close()
+        page.context.close()
