@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from assistant.build import build_engine
+from assistant.console import fail
 from assistant.engine import Message, Reply, Request, Sampling
 from assistant.errors import AssistantError, SettingsError
 from assistant.live import live_adapter
@@ -27,10 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args, settings)
         return status
     except AssistantError as error:
-        if args.json:
-            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return fail(str(error), args.json)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

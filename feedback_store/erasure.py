@@ -19,6 +19,7 @@ from sqlite_utils import Database
 
 from feedback_store.connection import Connections, connect, one_row, rows, translated
 from feedback_store.errors import StoreError
+from feedback_store.opening import MAGIC
 from feedback_store.people import find_person
 from feedback_store.records import Person, utc_now
 from feedback_store.store import Store
@@ -32,7 +33,6 @@ _SHORTEST_BYTES = 16
 _LARGEST_FILE_BYTES = 64 * 2**20
 _NO_TEXT = frozenset({".safetensors", ".gguf", ".npz", ".pt", ".bin", ".png", ".lock"})
 _BLOT = b"x"
-_MAGIC = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _copies(database: Path) -> Iterator[Path]:
 
 def _is_database(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _holds(path: Path, identity: dict[str, object]) -> bool:

@@ -20,6 +20,7 @@ from feedback_store.consent import TEACHING
 from feedback_store.errors import BadInput, StoreError
 from feedback_store.examples import ANNOTATOR, read_demonstrations, read_pairs, read_prompt
 from feedback_store.rankings import read_rankings
+from feedback_store.records import Demonstration, PreferencePair, RankedReplies
 from feedback_store.store import Store
 
 Line = dict[str, Any]
@@ -161,14 +162,20 @@ def _names(db: Database) -> dict[int, str]:
     return {row["id"]: row["name"] for row in rows(db, f"SELECT id, {ANNOTATOR.format('p.id')} AS name FROM person p")}
 
 
+def _head(example: PreferencePair | Demonstration | RankedReplies, names: dict[int, str]) -> Line:
+    return {
+        "id": example.key,
+        "annotator": names[example.person_id],
+        "created_at": example.created_at,
+        "prompt": list(example.prompt),
+    }
+
+
 def _read_preferences(db: Database) -> Iterator[Line]:
     names = _names(db)
     for pair in read_pairs(db):
         yield {
-            "id": pair.key,
-            "annotator": names[pair.person_id],
-            "created_at": pair.created_at,
-            "prompt": list(pair.prompt),
+            **_head(pair, names),
             "chosen": _reply(pair.chosen),
             "rejected": _reply(pair.rejected),
         }
@@ -178,10 +185,7 @@ def _read_demonstrations(db: Database) -> Iterator[Line]:
     names = _names(db)
     for shown in read_demonstrations(db):
         yield {
-            "id": shown.key,
-            "annotator": names[shown.person_id],
-            "created_at": shown.created_at,
-            "prompt": list(shown.prompt),
+            **_head(shown, names),
             "completion": _reply(shown.completion),
         }
 
@@ -190,10 +194,7 @@ def _read_rankings(db: Database) -> Iterator[Line]:
     names = _names(db)
     for ranking in read_rankings(db):
         yield {
-            "id": ranking.key,
-            "annotator": names[ranking.person_id],
-            "created_at": ranking.created_at,
-            "prompt": list(ranking.prompt),
+            **_head(ranking, names),
             "completions": [_reply(text) for text in ranking.completions],
             "ranks": list(ranking.ranks),
             **({"none_is_good": True} if ranking.none_is_good else {}),

@@ -20,7 +20,8 @@ from feedback_store.schema import APPLICATION_ID, STEPS, VERSION, migrations
 from feedback_store.sealing import find_altered, reseal
 
 _HEADER_BYTES = 100
-_MAGIC = b"SQLite format 3\0"
+MAGIC = b"SQLite format 3\0"
+"""How every database file begins."""
 _LOCK_TIMEOUT_S = 60
 
 
@@ -60,7 +61,7 @@ def check_header(path: Path) -> None:
         raise NotOurFile(f"{path} is not a file; name another folder with --home.")
     cut_off = StoreDamaged(f"{path} is cut off; {RESTORE}.")
     if path.stat().st_size < _HEADER_BYTES:  # so short that SQLite cannot have it open
-        if _MAGIC.startswith(path.read_bytes()[: len(_MAGIC)]):
+        if MAGIC.startswith(path.read_bytes()[: len(MAGIC)]):
             raise cut_off
         raise NotOurFile(f"{path} is not a database; name another folder with --home, or {RESTORE}.")
     # with one of these beside it, the file may rightly lack pages; SQLite decides when it opens the file for writing

@@ -1,13 +1,13 @@
 """The commands of the night. Heavy rooms are imported by the commands that need them, so that --help is quick."""
 
 import argparse
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from assistant.console import fail
 from assistant.errors import AssistantError
 from finetune.errors import FinetuneError
 from finetune.examples import METHODS
@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except (FinetuneError, AssistantError, StoreError) as error:
-        return _fail(str(error), args.json)
+        return fail(str(error), args.json)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"A file or folder cannot be used{where}: {error.strerror or error}.", args.json)
+        return fail(f"A file or folder cannot be used{where}: {error.strerror or error}.", args.json)
     except KeyboardInterrupt:
-        return _fail("Interrupted; what is live has not changed.", args.json)
+        return fail("Interrupted; what is live has not changed.", args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -94,13 +94,6 @@ def _add_rehearsal_arguments(
 
     simulate.add_arguments(simulate_parser)
     rehearse.add_arguments(rehearse_parser)
-
-
-def _fail(sentence: str, as_json: bool) -> int:
-    if as_json:
-        sys.stdout.write(json.dumps({"error": sentence}) + "\n")
-    sys.stderr.write(sentence + "\n")
-    return 1
 
 
 if __name__ == "__main__":

@@ -3,9 +3,14 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -31,6 +36,15 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One converted model for the whole run; NIGHTSCHOOL_TEST_CACHE keeps it between runs."""
     kept = os.environ.get("NIGHTSCHOOL_TEST_CACHE")
     return Path(kept) if kept else tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """One Chromium for the tests of a file; imported here, because most files do without."""
+    from tests.browser_support import running_browser
+
+    with running_browser() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -9,17 +9,11 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from feedback_store import Store, open_store
-from tests.browser_support import Visitor, eventually, running_app, running_browser
+from tests.browser_support import Visitor, eventually, running_app
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(60))
 LONGER = " ".join(f"word{number}" for number in range(400))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as started:
-        yield started
 
 
 @pytest.fixture

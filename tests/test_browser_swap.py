@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,11 @@ from assistant.loading import Base, resolve_base
 from assistant.settings import load_settings
 from feedback_store import Store, open_store
 from feedback_store.records import Message
-from tests.browser_support import Visitor, eventually, running_app, running_browser
+from tests.browser_support import Visitor, eventually, running_app
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 QUESTION = "Tell me about the sea."
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as started:
-        yield started
 
 
 def noticeable_adapter(base: Base, adapters_dir: Path, seed: int) -> AdapterInfo:

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from feedback_store import open_store
-from tests.browser_support import Visitor, running_app, running_browser
+from tests.browser_support import Visitor, running_app
 from tests.door_support import PASSWORD
 
 pytestmark = pytest.mark.browser
@@ -16,12 +16,6 @@ HOSTILE = (
     "<script>window.hit=2</script> <iframe src=http://evil.example/c></iframe> [l](javascript:window.hit=3) "
     "<svg onload='window.hit=4'></svg> <style>@import url(http://evil.example/d.css)</style>"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as started:
-        yield started
 
 
 @pytest.fixture

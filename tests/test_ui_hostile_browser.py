@@ -18,7 +18,7 @@ from httpx import Client
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from feedback_store.records import Origin
-from tests.browser_support import Visitor, running_browser
+from tests.browser_support import Visitor
 from tests.door_support import open_live
 from tests.shared_data import hostile_strings, needs_data
 from tests.ui_support import World
@@ -96,12 +96,6 @@ def elsewhere() -> Iterator[Listening]:
         yield server
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as started:
-        yield started
 
 
 @pytest.fixture

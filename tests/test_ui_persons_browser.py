@@ -7,16 +7,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from feedback_store import open_store
-from tests.browser_support import Visitor, eventually, running_app, running_browser
+from tests.browser_support import Visitor, eventually, running_app
 from tests.door_support import PASSWORD
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as started:
-        yield started
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from types import FrameType
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from assistant.console import fail
 from assistant.errors import AssistantError
 from assistant.settings import DoorSettings, Settings, load_settings
 from feedback_store import open_store
@@ -35,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             serve(settings, listener, options.host, as_json=options.json)
     except (CannotServe, AssistantError, StoreError) as error:
-        if options.json:
-            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return fail(str(error), options.json)
     except KeyboardInterrupt:
         return 0
     return 0
@@ -133,7 +130,7 @@ def check_operator(settings: Settings, host: str) -> None:
     if not others:
         return
     if settings.database_path.exists():
-        store = open_store(settings.database_path, create=False)
+        store = open_store(settings.database_path, create=False, check=False)  # serving looks through it
         try:
             if store.accounts.has_operator():
                 return

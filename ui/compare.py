@@ -33,8 +33,6 @@ POLL_S = 1 / 12
 RECENT = 50
 MOMENT = timedelta(seconds=10)
 SHOWN_CHOICES: tuple[Choice, ...] = ("left", "tie", "both-bad", "right")
-HIDDEN = ("adapter", "seed")
-"""What a round does not show before the choice; the preset was chosen by the person."""
 Stage = Literal["empty", "running", "choosing", "chosen"]
 
 
@@ -180,9 +178,7 @@ class CompareDesk:
         if "cancelled" in finishes or not left.reply.text.strip() or not right.reply.text.strip():
             return replace(ended, notice=self._texts.no_comparison)
         try:
-            comparison = self._store.votes.show_comparison(
-                person, question.id, left.message.id, right.message.id, HIDDEN
-            )
+            comparison = self._store.votes.show_comparison(person, question.id, left.message.id, right.message.id)
         except StoreError as error:
             return replace(ended, notice=self._texts.error(error))
         return self._round(comparison)
