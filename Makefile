@@ -26,7 +26,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-quick: setup
-	$(BIN)/python -m pytest -m "$(QUICK)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" -n 2
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow"
