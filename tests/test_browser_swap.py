@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -51,10 +53,15 @@ def replies(store: Store) -> list[Message]:
     return sorted((m for thread in threads for m in thread if m.origin), key=lambda m: m.created_at)
 
 
-def begin_anew(visitor: Visitor) -> None:
-    """Ask the question in a conversation of its own."""
+def open_conversation(visitor: Visitor) -> None:
+    """Begin a new conversation."""
     visitor.page.click("#new-conversation")
     expect(visitor.page.locator("#chat .bot.message")).to_have_count(0)
+
+
+def begin_anew(visitor: Visitor) -> None:
+    """Ask the question in a conversation of its own."""
+    open_conversation(visitor)
     visitor.send(QUESTION)
 
 
@@ -94,8 +101,17 @@ def test_a_promotion_answers_the_next_message_and_a_rollback_brings_the_old_answ
         finished = replies(store)[-1]
 
         promoted = ask_anew(visitor, store)
-        assert operator("rollback")["live"] == "base"
-        after = ask_anew(visitor, store)
+        open_conversation(visitor)
+        visitor.page.fill("#message textarea", QUESTION)
+        before = len(replies(store))
+        with ThreadPoolExecutor(1) as aside:
+            rolled_back = aside.submit(operator, "rollback")
+            eventually(lambda: store.registry.live().adapter_id is None, "the pointer never moved")
+            visitor.page.press("#message textarea", "Enter")
+            eventually(lambda: len(replies(store)) > before, "no reply was begun")
+            assert rolled_back.result()["live"] == "base"
+        eventually(lambda: replies(store)[-1].state == "done", "the reply was lost")
+        after, moved = replies(store)[-1], store.registry.history()[0]
         visitor.page.context.close()
     store.close()
 
@@ -103,3 +119,5 @@ def test_a_promotion_answers_the_next_message_and_a_rollback_brings_the_old_answ
     assert finished.text == first.text
     assert adapter_of(promoted) == adapter.id and promoted.text != first.text
     assert adapter_of(after) is None and after.text == first.text
+    waited = datetime.fromisoformat(after.created_at) - datetime.fromisoformat(moved.at)
+    assert moved.why == "rollback" and timedelta(0) < waited < timedelta(seconds=1)
