@@ -5,12 +5,13 @@ keep from teaching is in no export.
 """
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from sqlite_utils import Database
 
@@ -98,6 +99,25 @@ def export_file(store: Store, kind: str, target: Path, *, as_csv: bool = False) 
             return _write_csv(file, lines) if as_csv else _write_jsonl(file, lines)
     except OSError as error:
         raise StoreError(f"{target} cannot be written ({error.strerror}); name a file in a folder of yours.") from error
+
+
+def export_to(store: Store, kind: str, out: BinaryIO, *, as_csv: bool = False) -> None:
+    """Write what `export_file` writes to something that is open, such as standard output.
+
+    Raises:
+        BadInput: there is no such kind.
+        StoreError: nobody reads it any more, or it cannot be written.
+    """
+    write = _write_csv if as_csv else _write_jsonl
+    file = io.TextIOWrapper(out, encoding="utf-8", newline="")
+    try:
+        write(file, export_lines(store, kind))
+        file.flush()
+    except OSError as error:
+        raise StoreError(f"The export was broken off ({error.strerror}); run it again.") from error
+    finally:
+        with suppress(OSError):
+            file.detach()
 
 
 def harmless(cell: str) -> str:

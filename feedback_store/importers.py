@@ -60,8 +60,9 @@ def import_file(
         skip_bad: keep the good lines, and say in the result what was wrong with the others.
 
     Raises:
-        BadInput: a line is bad and skip_bad is false, or the file cannot be read; nothing was stored, because half
-            of a broken export would look like a success.
+        BadInput: a line is bad and skip_bad is false, or none is good; nothing was stored, because half of a broken
+            export, or the wrong file, would look like a success.
+        StoreError: the file cannot be read.
     """
     check_choice(kind, KINDS, "The kind")
     check_choice(format, FORMATS, "The format")
@@ -104,6 +105,9 @@ def _write_all(db: Database, path: Path, kind: str, format: str, problems: dict[
                 continue
             added, repeated = added + new, repeated + (not new)
     shown = [problems[number] for number in sorted(problems)][:_SHOWN_PROBLEMS]
+    if not added and not repeated:
+        why = f"the first problem: {shown[0]}" if shown else "name the file that does."
+        raise BadInput(f"{path} holds no {kind} that can be stored; {why}")
     if len(problems) > len(shown):
         shown.append(f"{len(problems) - len(shown)} more bad lines were left out.")
     return Imported(added, repeated, len(problems), other, tuple(shown))

@@ -1,6 +1,8 @@
 """`import` and `export` say what they did, in words or as JSON, end with the right status, and are quick."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from feedback_store.exporters import export_file
 from feedback_store.importers import import_file
 from feedback_store.store import open_store
 
+CaptureBinary = pytest.CaptureFixture[bytes]
 THUMB = {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "completion": "4", "label": True}
 
 
@@ -48,14 +51,65 @@ def test_a_bad_line_fails_the_import_with_one_sentence(thumbs: Path, capsys: pyt
 def test_another_programs_format_says_what_the_lines_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "votes.json"
     empty.write_text("[]")
-    assert main(["import", str(empty), "--format", "arena", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kind"] == "comparisons"
+    assert main(["import", str(empty), "--format", "arena", "--json"]) == 1
+    assert "holds no comparisons" in json.loads(capsys.readouterr().out)["error"]
     assert main(["import", str(empty), "--format", "arena", "--kind", "rankings"]) == 1
 
 
 @pytest.mark.parametrize(
+    ("text", "says"), [("", "name the file that does"), ("\n\n", "name"), ("{}\n", "Line 1 of in")]
+)
+def test_a_file_without_a_usable_line_fails_the_import_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    """An empty file was imported with "ok": whoever named the wrong one did not hear of it."""
+    file = tmp_path / "in"
+    file.write_text(text)
+    assert main(["import", str(file), "--kind", "thumbs", "--skip-bad"]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1
+    assert f"{file} holds no thumbs that can be stored" in told.err and says in told.err
+
+
+@pytest.mark.parametrize("csv", [[], ["--csv"]])
+def test_an_export_to_standard_output_is_what_the_file_would_hold_and_nothing_beside_it(
+    thumbs: Path, tmp_path: Path, csv: list[str], monkeypatch: pytest.MonkeyPatch, capfdbinary: CaptureBinary
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    thumbs.write_text(json.dumps({**THUMB, "completion": "Zoë 밤"}) + "\n")
+    assert main(["import", str(thumbs), "--kind", "thumbs"]) == 0
+    assert main(["export", "thumbs", "out", *csv]) == 0
+    capfdbinary.readouterr()
+    assert main(["export", "thumbs", "-", *csv]) == 0
+    told = capfdbinary.readouterr()
+    assert (told.out, told.err) == ((tmp_path / "out").read_bytes(), b"")
+    assert "밤".encode() in told.out and not (tmp_path / "-").exists()
+
+
+def test_an_export_that_nobody_reads_any_more_ends_with_one_sentence(thumbs: Path) -> None:
+    many = [json.dumps({**THUMB, "id": number, "completion": "word " * 200}) for number in range(200)]
+    thumbs.write_text("\n".join(many))
+    assert main(["import", str(thumbs), "--kind", "thumbs"]) == 0
+    command = [sys.executable, "-m", "feedback_store", "export", "thumbs", "-"]
+    export = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    assert export.stdout and export.stderr
+    export.stdout.close()
+    told = export.stderr.read()
+    export.stderr.close()
+    assert export.wait() == 1
+    assert told.startswith(b"The export was broken off") and told.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
     "arguments",
-    [["import"], ["import", "x"], ["import", "x", "--kind", "vots"], ["export", "vots", "x"], ["export", "thumbs"]],
+    [
+        ["import"],
+        ["import", "x"],
+        ["import", "x", "--kind", "vots"],
+        ["export", "vots", "x"],
+        ["export", "thumbs"],
+        ["export", "thumbs", "-", "--json"],
+    ],
 )
 def test_wrong_usage_ends_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
