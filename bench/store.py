@@ -1,8 +1,8 @@
 """The store under load: python -m bench.store [--seconds 30] [--votes 100000] [--folder DIR] [--json]
 
 Importing 10,000 votes; eight writers in two processes offering 100 votes a second together while a third process reads
-pairs as a night does; the operator's numbers over 100,000 votes. Prints a Markdown table, or one JSON object. The
-folder should be on the disk that is to be measured: every vote is written through to it.
+pairs as a night does; the operator's numbers and page over 100,000 votes. Prints a Markdown table, or one JSON object.
+The folder should be on the disk that is to be measured: every vote is written through to it.
 """
 
 import argparse
@@ -16,12 +16,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from assistant.settings import Settings
 from feedback_store.connection import connect, transaction
 from feedback_store.importers import import_file
 from feedback_store.records import Origin
 from feedback_store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from ui.operate import OperatePage
 
 ORIGIN = Origin(None, "base", "none", "plain", "Be kind.", 0.7, 0.95, 64, 1)
 PROCESSES, WRITERS_EACH = 2, 4
@@ -46,17 +50,39 @@ class Offered:
     """How often all pairs were read meanwhile."""
 
 
-def offer_votes(path: Path, *, seconds: float, votes_per_s: float = 100.0) -> Offered:
+def read_pairs(path: Path, done: Any, ready: Any, answers: Any) -> None:
+    """Read every pair again and again, one at a time, as a night does."""
+    store = open_store(path, create=False)
+    times = 0
+    ready.wait(60)
+    ready.wait(60)
+    while not done.is_set():
+        times += sum(1 for _ in store.votes.pairs()) >= _READ_PAIRS
+    store.close()
+    answers.put(times)
+
+
+def offer_votes(
+    path: Path,
+    *,
+    seconds: float,
+    votes_per_s: float = 100.0,
+    pairs: int = _READ_PAIRS,
+    reader: Callable[..., None] = read_pairs,
+) -> Offered:
     """Let eight writers in two processes vote at an even pace, each on replies of their own, and a third process read.
 
     Args:
         path: where the database is made.
+        pairs: how many there are to read.
+        reader: what the third process does, from the second `ready.wait` on until `done` is set; it puts into
+            `answers` how often it read.
     """
     store = open_store(path)
     each = round(seconds * votes_per_s / (PROCESSES * WRITERS_EACH))
     with store.connections.write():
         jobs = [_prepare_writer(store, number, each) for number in range(PROCESSES * WRITERS_EACH)]
-        _prepare_pairs(store)
+        _prepare_pairs(store, pairs)
     context = multiprocessing.get_context("spawn")
     start, done = context.Value("d", 0.0), context.Event()
     answers, ready = context.Queue(), context.Barrier(PROCESSES + 2)
@@ -66,7 +92,7 @@ def offer_votes(path: Path, *, seconds: float, votes_per_s: float = 100.0) -> Of
             context.Process(target=_vote, args=(path, jobs[n::PROCESSES], pause_s, start, ready, answers))
             for n in range(PROCESSES)
         ),
-        context.Process(target=_read, args=(path, done, ready, answers)),
+        context.Process(target=reader, args=(path, done, ready, answers)),
     ]
     for child in children:
         child.start()
@@ -104,9 +130,9 @@ def _prepare_writer(store: Store, number: int, votes: int) -> tuple[int, list[st
     return person, replies
 
 
-def _prepare_pairs(store: Store) -> None:
+def _prepare_pairs(store: Store, pairs: int) -> None:
     owner = store.people.owner().id
-    for place in range(_READ_PAIRS):
+    for place in range(pairs):
         question = _ask(store, owner, f"Question {place}")
         sides = [_answer(store, question, owner, f"{side} {place} {WORDS}") for side in "ab"]
         store.votes.choose(store.votes.show_comparison(owner, question, *sides).id, owner, "left")
@@ -149,18 +175,6 @@ def _vote(path: Path, jobs: list[tuple[int, list[str]]], pause_s: float, start: 
         thread.join()
     store.close()
     answers.put(found)
-
-
-def _read(path: Path, done: Any, ready: Any, answers: Any) -> None:
-    """Read every pair again and again, one at a time, as a night does."""
-    store = open_store(path, create=False)
-    times = 0
-    ready.wait(60)
-    ready.wait(60)
-    while not done.is_set():
-        times += sum(1 for _ in store.votes.pairs()) >= _READ_PAIRS
-    store.close()
-    answers.put(times)
 
 
 def import_votes(folder: Path, kind: str, votes: int) -> float:
@@ -236,14 +250,27 @@ def make_votes(path: Path, *, comparisons: int, thumbs: int, people: int = 50) -
 
 
 def time_stats(path: Path) -> dict[str, float]:
-    """Return the seconds that the operator's numbers take: alone, as the page asks for them, and as a command."""
+    """Return the seconds that the operator's numbers take: alone, as the operator's page, and as a command."""
     store = open_store(path, create=False)
     overview_s = min(_seconds(store.votes.overview) for _ in range(3))
+    page_s = min(_seconds(operate_page(store, path.parent).fill) for _ in range(3))
     store.close()
     home = ["--home", str(path.parent), "--json"]
     command = [sys.executable, "-m", "feedback_store", "stats", *home]
     command_s = min(_seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(3))
-    return {"overview_s": overview_s, "command_s": command_s}
+    return {"overview_s": overview_s, "operate_page_s": page_s, "command_s": command_s}
+
+
+def operate_page(store: Store, home: Path) -> "OperatePage":
+    """Return what fills the operator's page."""
+    # here, because every writer's process imports this module, and the web framework takes seconds
+    from ui.nights import Nights
+    from ui.operate import OperateDesk, OperatePage
+    from ui.texts import ENGLISH
+
+    settings = Settings(home=home)
+    nights = Nights(home, settings.runs_dir)
+    return OperatePage(OperateDesk(store, nights, settings, "base", ENGLISH), ENGLISH)
 
 
 def _seconds(work: Callable[[], object]) -> float:

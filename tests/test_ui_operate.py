@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from finetune.gate import Limits, Measures, decide
+from tests.test_store_overview import choose
 from tests.ui_support import World, make_world, play, request_of
 from ui.nights import Nights
 from ui.operate import OperateDesk, OperatePage, gate_table
@@ -74,6 +75,18 @@ def test_the_page_says_how_many_votes_are_missing(world: World) -> None:
     shown = play(world.chat.ask(world.person, "hello", "plain", ""))[-1].shown
     world.votes.rewrite(world.person, "", shown, "A better one")
     assert "29 more until a night can train." in world.operate.votes_html()
+
+
+@pytest.mark.parametrize("texts", [ENGLISH, KOREAN])
+def test_the_page_says_how_people_vote_where_anything_is_known(world: World, texts: Texts) -> None:
+    assert desk_in(world, texts).votes_html().count("<p ") == 1
+    for name, says in (("ada", "left"), ("ben", "left"), ("cem", "right")):
+        choose(world.store, world.store.people.add(name, kind="simulated").id, 1, says)  # type: ignore[arg-type]
+    world.store.people.add("dan")
+    shown = desk_in(world, texts).votes_html()
+    agree = texts.people_agree.format(percent=100 / 3, items=1, kappa="-0.50")
+    left = texts.left_chosen.format(percent=200 / 3, low=20.8, high=93.9)
+    assert texts.escape(f"{agree} {left} {texts.not_teaching.format(people=1)}") in shown
 
 
 def test_promotion_and_rollback_move_the_pointer(world: World) -> None:

@@ -16,6 +16,7 @@ from assistant.errors import AdapterError
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
+from feedback_store.overview import Overview
 from feedback_store.records import Adapter, Live, Run
 from ui.door import visitor
 from ui.events import SHORT
@@ -38,7 +39,7 @@ class Snapshot:
     runs: list[Run]
     live: Live
     adapters: list[Adapter]
-    counts: dict[str, int]
+    votes: Overview
 
 
 class OperateDesk:
@@ -98,11 +99,12 @@ class OperateDesk:
         working, registry = self.working(), self._store.registry
         runs = registry.runs(limit=10)
         working = working or any(run.state == "running" for run in runs)
-        return Snapshot(working, runs, registry.live(), registry.adapters(), self._store.votes.counts())
+        return Snapshot(working, runs, registry.live(), registry.adapters(), self._store.votes.overview())
 
     def votes_html(self, seen: Snapshot | None = None) -> str:
-        """Counts, and how far it is to a night."""
-        texts, counts = self._texts, (seen or self.look()).counts
+        """Counts, how far it is to a night, and how people vote."""
+        texts, votes = self._texts, (seen or self.look()).votes
+        counts = votes.counts
         usable = counts["pairs"]
         missing = max(0, self._needed - usable)
         share = min(100, round(100 * usable / self._needed))
@@ -111,7 +113,7 @@ class OperateDesk:
         goal = (texts.usable_votes if missing else texts.usable_enough).format(usable=usable, needed=self._needed)
         return (
             f"<h3>{texts.votes_title}</h3><div class='tiles'>{tiles}</div>"
-            f"{_bar(share, goal)}<p class='muted'>{goal}. {says}</p>"
+            f"{_bar(share, goal)}<p class='muted'>{goal}. {says}</p>{_how_people_vote(votes, texts)}"
         )
 
     def live_html(self, seen: Snapshot | None = None) -> str:
@@ -204,6 +206,22 @@ class OperateDesk:
             + (f"<div class='plots'>{images}</div>" if images else "")
             + "</details>"
         )
+
+
+def _how_people_vote(votes: Overview, texts: Texts) -> str:
+    """Say what is known of agreement, sides, pace and consent; nothing where nothing is."""
+    agreement, left, said = votes.agreement, votes.left, []
+    if agreement.percent is not None:
+        kappa = "–" if agreement.kappa is None else f"{agreement.kappa:.2f}"
+        said.append(texts.people_agree.format(percent=100 * agreement.percent, items=agreement.items, kappa=kappa))
+    if left.share is not None and left.low is not None and left.high is not None:
+        low, high = 100 * left.low, 100 * left.high
+        said.append(texts.left_chosen.format(percent=100 * left.share, low=low, high=high))
+    if votes.votes_a_minute is not None:
+        said.append(texts.votes_pace.format(pace=votes.votes_a_minute))
+    if votes.kept_from_teaching:
+        said.append(texts.not_teaching.format(people=votes.kept_from_teaching))
+    return f"<p class='muted'>{texts.escape(' '.join(said))}</p>" if said else ""
 
 
 def outcome_of(run: Run) -> str:

@@ -63,6 +63,8 @@ class Texts:
     too_long: str
     still_writing: str
     too_many_replies: str
+    shut_out: str
+    """To somebody who was erased or disabled while a reply of theirs was being written."""
     nothing_to_retry: str
     went_on: str
     failed_reply: str
@@ -117,6 +119,10 @@ class Texts:
     votes_missing: str
     votes_enough: str
     counts: Mapping[str, str]
+    people_agree: str
+    left_chosen: str
+    votes_pace: str
+    not_teaching: str
     live_title: str
     live_before: str
     nothing_before: str
