@@ -84,6 +84,11 @@ class People:
         with self._connections.read() as db:
             return find_person(db, name)
 
+    def is_let_in(self, person_id: int) -> bool:
+        """Say whether somebody is still here and not disabled. Numbers are never given to anybody else."""
+        with self._connections.read() as db:
+            return one_row(db, "SELECT 1 FROM person WHERE id = ? AND disabled_at IS NULL", [person_id]) is not None
+
     def all(self) -> list[Person]:
         """Return everybody, in the order they came."""
         with self._connections.read() as db:

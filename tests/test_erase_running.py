@@ -19,6 +19,7 @@ from tests.finetune_support import fill_store, tiny_settings
 from tests.test_store_erasure import files_with
 from tests.test_ui_persons import told_by
 from tests.tiny import save_tiny
+from ui.texts import ENGLISH
 
 pytestmark = pytest.mark.long
 CANARY = "the canary of Zwolle sings at 04:17 in B flat"
@@ -120,8 +121,7 @@ def begin_long_reply(browser: Browser, store: Store) -> threading.Thread:
     ask = next(event for event in events_of(browser) if event["api_name"] == "ask")
 
     def follow() -> None:
-        with pytest.raises(AssertionError):  # it ends with an error: it is nobody's any more
-            told_by(browser, ask, [f"{CANARY} " * 15, "plain", "", "", "", ""])
+        assert ENGLISH.shut_out in told_by(browser, ask, [f"{CANARY} " * 15, "plain", "", "", "", ""])
 
     thread = threading.Thread(target=follow)
     thread.start()

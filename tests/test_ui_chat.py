@@ -319,7 +319,7 @@ def store_question(world: World, text: str) -> Message:
     return conversations.add_user_message(conversations.start(world.person).id, world.person, text)
 
 
-SIZE = 25
+SIZE = 26
 
 
 def page_of(world: World) -> ChatPage:
@@ -367,13 +367,13 @@ def test_leaving_a_reply_that_another_page_started_does_not_stop_it(make: Make) 
     world = make(FakeEngine(seconds_per_word=0.05))
     page = page_of(world)
     draft = start(world)
-    shown, opened = draft.message.id, page.open("", "", "", request_of(world))
+    shown, opened = draft.message.id, page.open("", "", "", "", "", "", request_of(world))
     followed = opened[11]
     assert followed == shown
-    page.new(shown, followed, request_of(world))
-    page.open("", shown, followed, request_of(world))
+    page.new(shown, followed, "", "", "", request_of(world))
+    page.open("", shown, followed, "", "", "", request_of(world))
     assert not draft.reply.cancelled
-    page.new(shown, "", request_of(world))
+    page.new(shown, "", "", "", "", request_of(world))
     assert draft.reply.cancelled
     world.replies.close(draft)
 

@@ -8,7 +8,8 @@ import gradio as gr
 import pytest
 
 from feedback_store.records import Vote
-from tests.ui_support import World, leave_after, make_world, play
+from tests.ui_support import World, leave_after, make_world, play, request_of
+from ui.chat import ChatPage
 from ui.feedback import meanwhile_updates, panel_updates, settled_updates
 from ui.texts import ENGLISH
 
@@ -159,3 +160,49 @@ def test_ids_that_nobody_knows_hold_nothing_unsaved(world: World, shown: str) ->
     assert world.votes.unsaved(world.person, "no-such-id", "comment", "answer") == (False, False)
     assert world.votes.unsaved(world.person, "", "comment", "answer") == (False, False)
     assert settled(world, shown, "no-such-id", "comment", "answer")[0] == shown
+
+
+def page_of(world: World) -> ChatPage:
+    """The chat page over the world's desks."""
+    return ChatPage(world.chat, world.votes, world.store, ENGLISH, 26)
+
+
+@pytest.mark.parametrize("goes", ["open", "new"])
+def test_what_is_typed_outlives_another_conversation(world: World, shown: str, goes: str) -> None:
+    """It was dropped: the comment is stored now, and the page keeps the better answer until it is opened again."""
+    page, request = page_of(world), request_of(world)
+    world.votes.thumb(world.person, "", shown, -1)
+    world.votes.explain(world.person, "", shown, ["wrong"], "so far")
+    typed = (shown, "so far and further", "Half an ans")
+    if goes == "open":
+        kept = page.open("", shown, "", *typed, request)[-1]
+    else:
+        kept = page.new(shown, "", *typed, request)[-1]
+    assert (stored(world, shown).reasons, stored(world, shown).comment) == (("wrong",), "so far and further")
+    assert world.store.votes.get_rewrite(shown, world.person) is None
+    other = world.store.conversations.path_to(shown)[1].id
+    opened = world.votes.resume(world.person, shown, shown, "", kept)
+    assert panel_updates(opened, ENGLISH, writing=True)[-1] == "Half an ans"
+    assert world.votes.resume(world.person, other, shown, "", kept).rewrite == ""
+    assert world.votes.resume(world.person, shown, shown, "typed since", kept).rewrite == "typed since"
+    # leaving again without a word keeps what was kept
+    assert page.open("", shown, "", shown, "so far and further", "", request)[-1] == gr.skip()
+
+
+def test_a_stored_better_answer_is_shown_unless_another_was_left_unsaved(world: World, shown: str) -> None:
+    world.votes.rewrite(world.person, "", shown, "Stored.")
+    assert world.votes.resume(world.person, shown, shown, "Stored.", "").rewrite == "Stored."
+    kept = world.votes.leave(world.person, shown, "", "Stored. And more")
+    assert world.votes.resume(world.person, shown, shown, "Stored.", kept).rewrite == "Stored. And more"
+
+
+def test_what_is_typed_outlives_a_step_to_another_version(world: World, shown: str) -> None:
+    page, request = page_of(world), request_of(world)
+    version = play(world.chat.retry(world.person, "plain", shown))[-1].shown
+    world.votes.thumb(world.person, "", version, 1)
+    back = page.before(version, version, "not saved yet", "My own words", request)
+    assert stored(world, version).comment == "not saved yet"
+    assert back[1] == back[13] == shown
+    assert back[21:23] == [gr.update(visible=True), gr.skip()]
+    assert page.after(shown, shown, "", "My own words", request)[13] == version
+    assert page.after(shown, shown, "", "", request)[21] == gr.update(visible=False)

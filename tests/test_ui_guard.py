@@ -165,8 +165,8 @@ def test_an_event_that_no_page_sends_is_refused(olga: Browser, change: dict[str,
 def test_a_value_that_a_component_refuses_is_a_bad_request(olga: Browser) -> None:
     """The framework answers 500 to it."""
     opening = numbered(olga, "open")
-    assert olga.event(opening, ["no such conversation", "", ""]).status_code == 400
-    assert olga.event(opening, [5, "", ""]).status_code == 422
+    assert olga.event(opening, ["no such conversation", *[""] * 5]).status_code == 400
+    assert olga.event(opening, [5, *[""] * 5]).status_code == 422
 
 
 def test_no_value_of_a_wrong_kind_reaches_a_handler(olga: Browser) -> None:
@@ -310,6 +310,6 @@ def test_every_hostile_body_and_string_is_answered_without_an_error(olga: Browse
     early, opening = numbered(olga, "too_early"), numbered(olga, "open")
     for text in hostile_strings():
         assert olga.event(early, [text]).status_code == 200, text
-        assert olga.event(opening, [text, text]).status_code < 500, text
+        assert olga.event(opening, [text] * 6).status_code < 500, text
         assert olga.form("/login", name=text, password="x").status_code < 500, text
         assert olga.get("/", params={"c": text, "lang": text}).status_code < 500, text

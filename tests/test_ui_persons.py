@@ -132,6 +132,8 @@ def acts(two: Two, person: int, name: str) -> dict[str, Callable[[], Any]]:
         "liked": lambda: votes.liked(person, name, 1, True, name, "a comment"),
         "rewrite": lambda: votes.rewrite(person, "", name, "better"),
         "rewrite selected": lambda: votes.rewrite(person, name, shown, "better"),
+        "leave typed": lambda: votes.leave(person, name, "a comment", "better"),
+        "resume": lambda: votes.resume(person, name, shown, "", ""),
         "compare stop": lambda: compare.stop(person, name),
         "reopen": lambda: compare.reopen(person, name),
         "choose": lambda: compare.choose(person, name, "left"),
@@ -151,7 +153,7 @@ def refusal_of(act: Callable[[], Any]) -> str:
 ACTS = [
     "open", "ask", "ask nothing", "retry", "stop", "leave", "writing", "turn", "at", "panel", "panel selected",
     "thumb", "thumb selected", "explain", "explain selected", "retract", "retract selected", "liked", "rewrite",
-    "rewrite selected", "compare stop", "reopen", "choose", "teach here", "taught here",
+    "rewrite selected", "leave typed", "resume", "compare stop", "reopen", "choose", "teach here", "taught here",
 ]  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def test_nobody_sees_the_others_lists(two: Two) -> None:
     chat = ChatPage(world.chat, world.votes, world.store, ENGLISH, 30)
     compare = ComparePage(world.compare, ENGLISH)
     request = request_of(world, two.ben)
-    shown = [chat.open("", "", "", request), compare.open(request), compare.next(request)]
+    shown = [chat.open("", "", "", "", "", "", request), compare.open(request), compare.next(request)]
     assert SECRET not in str(shown)
     assert world.compare.past(ben) == world.compare.unanswered(ben) == []
     assert world.chat.open(ben) == View()
@@ -288,8 +290,8 @@ def test_each_kind_of_event_works_for_whom_it_comes_from(served: tuple[World, Cl
     ada = session_of(world, client, "ada")
     events = {event["api_name"]: event for event in events_of(ada)}
     assert SECRET in told_by(ada, events["fill"], [theirs.conversation])  # first: what may be chosen comes with it
-    assert SECRET in told_by(ada, events["open_rewrite"], ["", theirs.version, ""])
-    assert SECRET in told_by(ada, events["open"], [theirs.conversation, "", ""])
+    assert SECRET in told_by(ada, events["open_rewrite"], ["", theirs.version, "", ""])
+    assert SECRET in told_by(ada, events["open"], [theirs.conversation, "", "", "", "", ""])
     liked = told_by(
         ada, events["liked"], ["", theirs.version, ""], event_data={"index": 1, "value": "x", "liked": False}
     )

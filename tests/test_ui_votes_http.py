@@ -172,29 +172,66 @@ def test_what_was_refused_above_is_taken_where_it_fits(served: Served) -> None:
     assert written == {"vote": 1, "vote_event": 5, "comparison_event": 1, "rewrite": 1}
 
 
-def at_once(page: Pressing, name: str, data: list[Any]) -> None:
+def at_once(page: Pressing, name: str, data: list[Any], **beside: Any) -> None:
     """Press the same button so many times at one moment."""
     gate = threading.Barrier(AT_ONCE)
 
     def press() -> int:
         gate.wait()
-        return page.browser.event(page.events[name]["id"], data).status_code
+        return page.browser.event(page.events[name]["id"], data, **beside).status_code
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         assert {one.result() for one in [pool.submit(press) for _ in range(AT_ONCE)]} == {200}
 
 
-@pytest.mark.long
-def test_a_hundred_presses_at_once_are_one_vote_and_one_step_of_its_history(served: Served) -> None:
+REPEATS: dict[str, tuple[str, list[Any], int]] = {
+    "thumb": ("thumb_up", [""], 0),
+    "thumb beside a comment": ("thumb_down", ["typed"], 0),
+    "the Chatbot's thumb": ("liked", ["typed"], 0),
+    "changed thumb": ("thumb_down", ["typed"], 1),
+    "comment": ("explain", [["clear"], "a comment"], 1),
+    "reasons": ("give_reasons", [["clear", "correct"], ""], 1),
+    "retraction": ("retract", [], 1),
+}
+"""What is pressed, what goes with it besides the reply, and how many steps of history there are before."""
+
+
+@pytest.mark.parametrize("what", REPEATS)
+def test_a_hundred_presses_at_once_are_one_vote_and_one_step_of_its_history(served: Served, what: str) -> None:
+    """A thumb beside a typed comment was two: the first left the comment out, the others added it."""
+    world, client, *_ = served
+    page, person = Pressing(session_of(world, client, "ben")), world.store.people.get("ben").id
+    reply = play(world.chat.ask(person, what, "plain", ""))[-1].shown
+    name, typed, steps = REPEATS[what]
+    if steps:
+        page.send("thumb_up", ["", reply, ""])
+    beside = {"event_data": {"index": 1, "value": "x", "liked": True}} if name == "liked" else {}
+    at_once(page, name, [reply, reply, *typed], **beside)
+    rows, given = all_rows(world), world.store.votes.get(reply, person)
+    assert sum(reply in row for row in rows["vote"]) == 1
+    assert sum(reply in row for row in rows["vote_event"]) == steps + 1
+    assert given and given.version == steps + 1
+    assert given.comment == ("" if name == "retract" else typed[-1])
+    assert verify(world.store) == []
+
+
+def test_a_hundred_choices_at_once_are_one_choice_and_one_step_of_its_history(served: Served) -> None:
     world, client, _, ben = served
     page, person = Pressing(session_of(world, client, "ben")), world.store.people.get("ben").id
-    at_once(page, "thumb_up", ["", ben.reply, ""])
     at_once(page, "choose_3", [ben.comparison])
-    rows = all_rows(world)
-    assert sum(ben.reply in row for row in rows["vote"]) == sum(ben.reply in row for row in rows["vote_event"]) == 1
-    assert sum(ben.comparison in row for row in rows["comparison_event"]) == 1
+    assert sum(ben.comparison in row for row in all_rows(world)["comparison_event"]) == 1
     (comparison,) = world.store.votes.comparisons(person)
     assert comparison.choice == "right"
-    given = world.store.votes.get(ben.reply, person)
-    assert given and (given.value, given.version) == (1, 1)
+    assert verify(world.store) == []
+
+
+def test_a_hundred_better_answers_at_once_are_one(served: Served) -> None:
+    world, client, *_ = served
+    page, person = Pressing(session_of(world, client, "ben")), world.store.people.get("ben").id
+    reply = play(world.chat.ask(person, "rewritten", "plain", ""))[-1].shown
+    page.send("rewrite", ["", reply, "First words."])
+    at_once(page, "rewrite", ["", reply, "Better words."])
+    assert sum(reply in row for row in all_rows(world)["rewrite"]) == 1
+    stored = world.store.votes.get_rewrite(reply, person)
+    assert stored and stored.text == "Better words."
     assert verify(world.store) == []

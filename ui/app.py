@@ -121,7 +121,7 @@ def build_page(
         def fill(conversation_id: str, request: gr.Request) -> list[Any]:
             person = visitor(request)
             return [
-                *chat_page.open(conversation_id, "", "", request),
+                *chat_page.open(conversation_id, "", "", "", "", "", request),
                 *compare_page.open(request),
                 *chat_page.teaching.switch(person.id),
                 str(person.id),

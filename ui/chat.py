@@ -5,7 +5,7 @@ on screen: the path from it up to the root is the page.
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from assistant.errors import AssistantError
 from assistant.presets import PRESETS
 from assistant.settings import Settings
 from feedback_store import Store
-from feedback_store.errors import StoreError
+from feedback_store.errors import NotYours, StoreError
 from feedback_store.records import Message
 from ui.bubbles import bubbles, thumb
 from ui.chat_layout import ChatParts
@@ -33,7 +33,7 @@ from ui.feedback import (
     wire_votes,
 )
 from ui.history import history_update
-from ui.own import own_path, own_versions
+from ui.own import NOBODY, own_path, own_versions
 from ui.replies import Draft, Replies, TooManyReplies
 from ui.teaching import TeachDesk, TeachPage, wire_teaching
 from ui.texts import Texts
@@ -203,20 +203,27 @@ class ChatDesk:
     async def _stream(self, person: int, question: Message, draft: Draft, clear: str | None) -> AsyncGenerator[View]:
         """Show a reply as it grows; `clear` empties the message box at its beginning."""
         try:
-            before = await self._replies.in_thread(partial(self.at, person, question.id))
-            async for text in draft.reply.snapshots():
-                if self._replies.is_left(draft):
-                    continue  # the page shows something else by now
-                path = (*before.path, replace(draft.message, text=text + CURSOR))
-                yield replace(before, path=path, votes=(*before.votes, None), busy=True, own=True, keep=clear)
-                clear = None
+            with suppress(NotYours):  # erased already, which is told below
+                before = await self._replies.in_thread(partial(self.at, person, question.id))
+                async for text in draft.reply.snapshots():
+                    if self._replies.is_left(draft):
+                        continue  # the page shows something else by now
+                    path = (*before.path, replace(draft.message, text=text + CURSOR))
+                    yield replace(before, path=path, votes=(*before.votes, None), busy=True, own=True, keep=clear)
+                    clear = None
         finally:
             await self._replies.end(draft)
         if self._replies.is_left(draft):
             yield View(gone=True)  # the framework sends the last view once more at the end: it must change nothing
             return
-        ended = await self._replies.in_thread(partial(self.at, person, draft.message.id))
-        yield replace(ended, notice=self._told(draft))
+        yield await self._replies.in_thread(partial(self._ended, person, draft))
+
+    def _ended(self, person: int, draft: Draft) -> View:
+        """Show the reply that has ended; nothing to somebody who is not let in any more."""
+        if self._store.people.is_let_in(person):
+            with suppress(NotYours):  # erased in this very moment
+                return replace(self.at(person, draft.message.id), notice=self._told(draft))
+        return View(shut_out=True, notice=self._texts.shut_out)
 
     def _told(self, draft: Draft) -> str:
         reply = draft.reply
@@ -263,8 +270,14 @@ class ChatPage:
         self._texts = texts
         self.teaching = TeachPage(TeachDesk(store, texts), texts)
 
-    def updates(self, person: int, view: View, preset: str = "", panel: list[Any] | None = None) -> list[Any]:
-        """Fill every output of the chat page; the preset only when one is given, the vote panel also otherwise."""
+    def updates(
+        self, person: int, view: View, preset: str = "", panel: list[Any] | None = None, kept: str = ""
+    ) -> list[Any]:
+        """Fill every output of the chat page; the preset only when one is given, the vote panel also otherwise.
+
+        Args:
+            kept: a better answer that is left unsaved, of `FeedbackDesk.leave`; without one an earlier one stays.
+        """
         texts, ended = self._texts, bool(view.path) and not view.busy
         followed = view.busy and not view.own
         if panel is None:
@@ -288,6 +301,7 @@ class ChatPage:
             *panel,
             history_update(self._store, texts, person, view.conversation_id),
             self.teaching.here(person, view.shown),
+            kept or gr.skip(),
         ]
 
     def growing(self, view: View) -> list[Any]:
@@ -308,6 +322,8 @@ class ChatPage:
                 last = view
 
     def _updates_while_streaming(self, person: int, view: View, typed: Sequence[str]) -> list[Any]:
+        if view.shut_out:
+            return self.updates(NOBODY, view)
         panel = meanwhile_updates(self._votes, self._texts, person, view.shown, view.busy, typed)
         return self.updates(person, view, panel=panel)
 
@@ -357,18 +373,30 @@ class ChatPage:
         """Stop the reply on screen."""
         self._desk.stop(visitor(request).id, shown)
 
-    def open(self, conversation_id: str | None, shown: str, followed: str, request: gr.Request) -> list[Any]:
+    def open(
+        self,
+        conversation_id: str | None,
+        shown: str,
+        followed: str,
+        selected: str,
+        comment: str,
+        rewrite: str,
+        request: gr.Request,
+    ) -> list[Any]:
         """Leave what is shown for a conversation, or for the latest."""
         person = visitor(request).id
         self._leave(person, shown, followed)
+        kept = self._votes.leave(person, selected, comment, rewrite)
         view = self._desk.open(person, conversation_id or "")
-        return self.updates(person, view, view.preset if view.preset in PRESETS else "")
+        return self.updates(person, view, view.preset if view.preset in PRESETS else "", kept=kept)
 
-    def new(self, shown: str, followed: str, request: gr.Request) -> list[Any]:
+    def new(
+        self, shown: str, followed: str, selected: str, comment: str, rewrite: str, request: gr.Request
+    ) -> list[Any]:
         """Leave what is shown for an empty page; the conversation begins in the store with its first message."""
         person = visitor(request).id
         self._leave(person, shown, followed)
-        return self.updates(person, View())
+        return self.updates(person, View(), kept=self._votes.leave(person, selected, comment, rewrite))
 
     def _leave(self, person: int, shown: str, followed: str) -> None:
         if shown != followed:
@@ -378,17 +406,19 @@ class ChatPage:
         """Bring the chat to the front."""
         return gr.Tabs(selected="chat")
 
-    def before(self, shown: str, request: gr.Request) -> list[Any]:
+    def before(self, shown: str, selected: str, comment: str, rewrite: str, request: gr.Request) -> list[Any]:
         """Show the version before of the last reply."""
-        return self._turn(visitor(request).id, shown, -1)
+        return self._turn(visitor(request).id, shown, -1, (selected, comment, rewrite))
 
-    def after(self, shown: str, request: gr.Request) -> list[Any]:
+    def after(self, shown: str, selected: str, comment: str, rewrite: str, request: gr.Request) -> list[Any]:
         """Show the version after of the last reply."""
-        return self._turn(visitor(request).id, shown, 1)
+        return self._turn(visitor(request).id, shown, 1, (selected, comment, rewrite))
 
-    def _turn(self, person: int, shown: str, step: int) -> list[Any]:
+    def _turn(self, person: int, shown: str, step: int, typed: tuple[str, str, str]) -> list[Any]:
         try:
-            return self.updates(person, self._desk.turn(person, shown, step))
+            view = self._desk.turn(person, shown, step)
+            panel = settled_updates(self._votes, self._texts, person, view.shown, typed)
+            return self.updates(person, view, panel=panel)
         except StoreError as error:
             return self.updates(person, replace(self._desk.open(person), notice=self._texts.error(error)))
 
@@ -413,7 +443,7 @@ def wire_chat(
     outputs = [
         parts.chatbot, parts.shown, parts.notice, parts.box, parts.send, parts.stop, parts.actions, parts.before,
         parts.version, parts.after, parts.preset, parts.followed, parts.timer, *parts.feedback.outputs, conversations,
-        parts.teaching.here,
+        parts.teaching.here, parts.feedback.kept,
     ]  # fmt: skip
     page = ChatPage(desk, votes, store, texts, len(outputs))
     typed = [parts.feedback.selected, parts.feedback.comment, parts.feedback.rewrite]
@@ -426,15 +456,16 @@ def wire_chat(
         streamed.then(page.settle, [parts.shown, *typed], parts.feedback.outputs, **SHORT)
     parts.timer.tick(page.follow, [parts.shown, *typed], outputs, **SHORT)
     parts.stop.click(page.stop, [parts.shown], None, **SHORT)
-    parts.before.click(page.before, [parts.shown], outputs, **SHORT)
-    parts.after.click(page.after, [parts.shown], outputs, **SHORT)
+    parts.before.click(page.before, [parts.shown, *typed], outputs, **SHORT)
+    parts.after.click(page.after, [parts.shown, *typed], outputs, **SHORT)
     to_chat: dict[str, Any] = {"fn": page.tab, "outputs": tabs, "js": CLOSE_SIDEBAR_JS, **SHORT}
     # Leaving a conversation stops the reply being written there. Not by `cancels`: that cancels by session and
     # function, and so may hit the message that is sent next.
     # First in the browser, at once: a message sent before the answer comes must not land in the old conversation.
     leaves = new.click(None, [parts.shown], [parts.left, parts.shown], js=LEAVE_JS, api_visibility="private")
-    leaves.then(page.new, [parts.left, parts.followed], outputs, **SHORT).then(**to_chat)
-    conversations.input(page.open, [conversations, parts.shown, parts.followed], outputs, **SHORT).then(**to_chat)
+    leaves.then(page.new, [parts.left, parts.followed, *typed], outputs, **SHORT).then(**to_chat)
+    opened = [conversations, parts.shown, parts.followed, *typed]
+    conversations.input(page.open, opened, outputs, **SHORT).then(**to_chat)
     parts.box.change(None, [parts.box, parts.who], None, js=KEEP_DRAFT_JS, api_visibility="private")
     # The address names the conversation, so that a reload shows the same one and each tab its own.
     conversations.change(None, [conversations], None, js=REMEMBER_JS, api_visibility="private")

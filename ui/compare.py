@@ -24,7 +24,7 @@ from feedback_store.records import Choice, Comparison, Message, as_text
 from ui.door import is_limited, visitor
 from ui.events import MAX_TYPED, SHORT, STREAMED
 from ui.feedback import notice_update, origin_line
-from ui.own import own_path, own_versions
+from ui.own import NOBODY, own_path, own_versions
 from ui.replies import Draft, Replies, TooManyReplies
 from ui.texts import Texts
 
@@ -50,6 +50,8 @@ class Round:
     choice: str = ""
     notice: str = ""
     keep: str | None = None
+    shut_out: bool = False
+    """Its reader was erased or disabled; nothing that is stored is shown any more."""
     waiting: bool = False
     """Whether its answers are still being written for another tab."""
 
@@ -170,6 +172,8 @@ class CompareDesk:
             await self._replies.end(*drafts)
 
     def _offer(self, person: int, question: Message, drafts: list[Draft]) -> Round:
+        if not self._store.people.is_let_in(person):
+            return Round(shut_out=True, notice=self._texts.shut_out)
         left, right = drafts
         ended = Round("empty", question.text, left.reply.text, right.reply.text)
         finishes = {left.reply.finish, right.reply.finish}
@@ -179,9 +183,9 @@ class CompareDesk:
             return replace(ended, notice=self._texts.no_comparison)
         try:
             comparison = self._store.votes.show_comparison(person, question.id, left.message.id, right.message.id)
+            return self._round(comparison)
         except StoreError as error:
             return replace(ended, notice=self._texts.error(error))
-        return self._round(comparison)
 
     def _round(self, comparison: Comparison) -> Round:
         path = own_path(self._store, comparison.person_id, comparison.left_message_id)
@@ -343,6 +347,7 @@ class ComparePage:
 
     def updates(self, person: int, shown: Round) -> list[Any]:
         """Fill `CompareParts.outputs`."""
+        person = NOBODY if shown.shut_out else person
         texts, running = self._texts, shown.stage == "running"
         verdict = texts.you_chose.format(choice=texts.choices[shown.choice]) if shown.choice else ""
         prompt = f"<blockquote>{texts.escape(shown.prompt)}</blockquote>" if shown.prompt else ""

@@ -85,6 +85,33 @@ class FeedbackDesk:
         commented = bool(panel.value) and comment.strip() != panel.comment.strip()
         return commented, bool(rewrite.strip()) and rewrite not in (panel.rewrite, panel.reply.text)
 
+    def leave(self, person: int, selected: str, comment: str, rewrite: str) -> str:
+        """Keep what is typed in the panel of a reply whose reader goes elsewhere.
+
+        A comment is stored. A better answer is not, because the model would learn from half of one.
+
+        Returns:
+            What the page keeps of the better answer, for `resume`; nothing when none was being written.
+        """
+        commented, rewritten = self.unsaved(person, selected, comment, rewrite)
+        if commented:
+            reasons = self.panel(person, selected, selected).reasons
+            self.explain(person, selected, selected, reasons, comment)
+        return f"{selected}\n{rewrite}" if rewritten else ""
+
+    def resume(self, person: int, selected: str, shown: str, text: str, kept: str) -> Panel:
+        """Open the better answer to a reply with what is being written.
+
+        Args:
+            text: in the box; of a closed one the stored answer or nothing.
+            kept: what `leave` returned.
+        """
+        panel = self.panel(person, selected, shown)
+        about, _, left = kept.partition("\n")
+        if text.strip() and text != panel.rewrite:
+            return replace(panel, rewrite=text)
+        return replace(panel, rewrite=left) if left and about == panel.selected else panel
+
     def thumb(self, person: int, selected: str, shown: str, value: int, comment: str | None = None) -> Panel:
         """Vote up (1) or down (-1); a vote that stands already stays, since a double click is no change of mind.
 
@@ -92,7 +119,7 @@ class FeedbackDesk:
             comment: what is typed, saved or not; None keeps what is stored. Reasons of the other side go.
         """
         panel = self.panel(person, selected, shown)
-        kept = panel.comment if comment is None or not panel.value else comment
+        kept = panel.comment if comment is None else comment
         return self._rate(person, panel, shown, value, panel.reasons if panel.value == value else (), kept)
 
     def explain(self, person: int, selected: str, shown: str, reasons: Sequence[str], comment: str) -> Panel:
@@ -124,7 +151,7 @@ class FeedbackDesk:
         value = {True: 1, False: -1}.get(liked, 0) if isinstance(liked, bool) else 0
         panel = self.panel(person, path[place].id, shown)
         same_side = value == panel.value
-        kept = comment if panel.value and panel.selected == selected else panel.comment
+        kept = comment if panel.selected == selected else panel.comment
         return self._rate(person, panel, shown, value, panel.reasons if same_side else (), kept if value else "")
 
     def rewrite(self, person: int, selected: str, shown: str, text: str) -> Panel:
@@ -174,6 +201,8 @@ class FeedbackParts:
     writing: gr.Column
     rewrite: gr.Textbox
     save_rewrite: gr.Button
+    kept: gr.Textbox
+    """A better answer that its writer left unsaved for another conversation, behind the id of its reply."""
 
     @property
     def outputs(self) -> list[Any]:
@@ -214,8 +243,9 @@ def build_feedback(texts: Texts, bar: VoteBar) -> FeedbackParts:
         save_rewrite = gr.Button(
             texts.save_rewrite, variant="primary", elem_id="rewrite-save", size="sm", min_width=60, scale=0
         )
+    kept = gr.Textbox(visible=False, elem_id="kept-rewrite")
     return FeedbackParts(
-        bar, selected, caption, details, reasons, comment, save, retract, writing, rewrite, save_rewrite
+        bar, selected, caption, details, reasons, comment, save, retract, writing, rewrite, save_rewrite, kept
     )
 
 
@@ -350,16 +380,21 @@ def wire_votes(
 def wire_rewrites(parts: FeedbackParts, written: list[Any], outputs: list[Any], desk: FeedbackDesk, fill: Fill) -> None:
     """Connect the better answers."""
 
-    def open_rewrite(selected: str, shown: str, text: str, request: gr.Request) -> list[Any]:
+    def filled(person: int, panel: Panel, selected: str, shown: str, writing: bool | None) -> list[Any]:
+        updates = fill(person, panel, shown, writing)
+        if panel.selected == selected:
+            updates[outputs.index(parts.comment)] = gr.skip()  # it may not be saved yet
+        return updates
+
+    def open_rewrite(selected: str, shown: str, text: str, kept: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
-        panel = desk.panel(person, selected, shown)
-        # A closed panel holds the stored answer or nothing: anything else is being written.
-        return fill(person, replace(panel, rewrite=text if text.strip() else panel.rewrite), shown, True)
+        return filled(person, desk.resume(person, selected, shown, text, kept), selected, shown, True)
 
     def rewrite(selected: str, shown: str, text: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
         panel = desk.rewrite(person, selected, shown, text)
-        return fill(person, panel, shown, None if panel.refused else False)
+        updates = filled(person, panel, selected, shown, None if panel.refused else False)
+        return [*updates, gr.skip() if panel.refused else ""]
 
-    parts.bar.open_rewrite.click(open_rewrite, written, outputs, **ORDERED)
-    parts.save_rewrite.click(rewrite, written, outputs, **ORDERED)
+    parts.bar.open_rewrite.click(open_rewrite, [*written, parts.kept], outputs, **ORDERED)
+    parts.save_rewrite.click(rewrite, written, [*outputs, parts.kept], **ORDERED)

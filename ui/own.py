@@ -3,8 +3,13 @@
 The one place of the web app that asks the store for a message by its id, which comes from a browser.
 """
 
+from typing import Final
+
 from feedback_store import Store
 from feedback_store.records import Message
+
+NOBODY: Final = 0
+"""A number that no person has: a page filled for it is empty."""
 
 
 def own_path(store: Store, person_id: int, message_id: str) -> list[Message]:

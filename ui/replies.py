@@ -21,7 +21,7 @@ from assistant.presets import PRESETS, Preset
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.conversations import read_by_model
-from feedback_store.errors import StoreError
+from feedback_store.errors import NotYours, StoreError
 from feedback_store.records import Message, MessageState, Origin
 from ui.limits import Turnstile
 from ui.own import own_path
@@ -165,13 +165,19 @@ class Replies:
         return drafts
 
     def close(self, draft: Draft) -> None:
-        """Write a reply's end to the store; one still running is stopped and keeps its partial text."""
+        """Write a reply's end to the store; one still running is stopped and keeps its partial text.
+
+        Of somebody who was erased meanwhile there is nothing to close.
+        """
         reply = draft.reply
         if not reply.done:
             reply.cancel()
         finish: Finish = reply.finish or "cancelled"
         self._running.pop(draft.message.id, None)
-        self._store.conversations.finish_reply(draft.message.id, reply.text, _STATES[finish], finish, reply.new_tokens)
+        with contextlib.suppress(NotYours):
+            self._store.conversations.finish_reply(
+                draft.message.id, reply.text, _STATES[finish], finish, reply.new_tokens
+            )
 
     async def end(self, *drafts: Draft) -> None:
         """Close replies off the event loop; those still running stop at once."""
@@ -211,13 +217,19 @@ class Replies:
         return draft if draft and draft.person_id == person_id else None
 
     def _keep_parts(self, drafts: Sequence[Draft]) -> None:
-        """Write down now and then what these replies have said so far; ends when none is under way."""
+        """Write down now and then what these replies have said so far; ends when none is under way.
+
+        Replies to somebody who was erased or disabled meanwhile are stopped: the model is there for the others.
+        """
         while drafts:
             time.sleep(self.keep_every_s)
             drafts = [draft for draft in drafts if draft.message.id in self._running]
             for draft in drafts:
                 with contextlib.suppress(StoreError):  # the reply's end is written later, and its failure told
-                    self._store.conversations.save_partial(draft.message.id, draft.reply.text)
+                    if self._store.people.is_let_in(draft.person_id):
+                        self._store.conversations.save_partial(draft.message.id, draft.reply.text)
+                    else:
+                        draft.reply.cancel()
 
     def _draw(self, seed: int) -> Sampling:
         wanted = self._sampling

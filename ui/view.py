@@ -20,6 +20,8 @@ class View:
     """Text for the message box; None leaves it as the person has it."""
     version: int = 1
     versions: int = 1
+    shut_out: bool = False
+    """Its reader was erased or disabled; nothing that is stored is shown any more."""
     gone: bool = False
     """Nobody looks at this any more; the page stays as it is."""
 

@@ -1,0 +1,60 @@
+"""Feedback that is half written when its writer goes elsewhere, and comes back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browser_support import Visitor, eventually, running_app
+
+pytestmark = pytest.mark.browser
+COMMENT = "#vote-comment textarea, #vote-comment input"
+ANSWER = "#rewrite-text textarea"
+
+
+@pytest.fixture
+def address(home: Path) -> Iterator[str]:
+    with running_app(home) as (where, _):
+        yield where
+
+
+def test_half_written_feedback_survives_another_conversation_and_another_version(
+    browser: Browser, address: str
+) -> None:
+    """It was dropped without a word."""
+    visitor = Visitor(browser, address)
+    page = visitor.open()
+    visitor.send("one")
+    eventually(lambda: "one" in visitor.reply(), "no reply came")
+    visitor.settle()
+    page.click("#vote-down")
+    visitor.told("Your vote is saved.")
+    page.fill(COMMENT, "half a thought")
+    page.click("#open-rewrite")
+    page.fill(ANSWER, "My own words")
+    assert page.input_value(COMMENT) == "half a thought"
+    page.click("#new-conversation")
+    expect(page.locator("#chat .bot.message")).to_have_count(0)
+    visitor.send("two")
+    eventually(lambda: "two" in visitor.reply(), "no reply came")
+    visitor.settle()
+    page.click("#open-rewrite")
+    expect(page.locator(ANSWER)).to_have_value(visitor.reply().strip())
+    page.locator("#conversations").get_by_text("one").click()
+    expect(page.locator(COMMENT)).to_have_value("half a thought")
+    expect(page.locator("#rewrite-panel")).to_be_hidden()
+    page.click("#open-rewrite")
+    expect(page.locator(ANSWER)).to_have_value("My own words")
+    page.click("#retry")
+    expect(page.locator("#version")).to_contain_text("2 of 2")
+    visitor.settle()
+    page.fill(ANSWER, "My own words, again")
+    page.click("#version-before")
+    expect(page.locator("#version")).to_contain_text("1 of 2")
+    expect(page.locator(ANSWER)).to_have_value("My own words, again")
+    page.click("#rewrite-save")
+    visitor.told("Your answer is saved.")
+    page.click("#open-rewrite")
+    expect(page.locator(ANSWER)).to_have_value("My own words, again")
+    page.context.close()
