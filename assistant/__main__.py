@@ -5,12 +5,14 @@ Exit status: 0 done, 1 failed with one sentence, 2 wrong usage. With --json, one
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from assistant.adapters import read_adapter_id
 from assistant.build import build_engine
 from assistant.console import fail
 from assistant.engine import Message, Reply, Request, Sampling
@@ -38,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ask(args: argparse.Namespace, settings: Settings) -> int:
     """Answer one message, streamed as it is written."""
     messages = [*_system(args.preset), _user(args.text, settings)]
-    request = Request(messages, _sampling(args, settings), _adapter(args.adapter, settings))
-    engine = build_engine(settings)
+    adapter, folder = _adapter(args.adapter, settings)
+    request = Request(messages, _sampling(args, settings), adapter)
+    engine = build_engine(settings, folder)
     try:
         reply = engine.submit([request])[0]
         _stream(reply, silent=args.json)
@@ -58,14 +61,15 @@ def ask(args: argparse.Namespace, settings: Settings) -> int:
 
 def chat(args: argparse.Namespace, settings: Settings) -> int:
     """Hold a conversation in the terminal; the end of input ends it."""
-    engine = build_engine(settings)
+    folder = _adapter(args.adapter, settings)[1]
+    engine = build_engine(settings, folder)
     messages: list[Message] = _system(args.preset)
     said: list[Message] = []
     try:
         for text in _typed_lines(silent=args.json):
             messages.append(_user(text, settings))
             sampling = replace(_sampling(args, settings), seed=args.seed + len(messages))
-            reply = engine.submit([Request(messages, sampling, _adapter(args.adapter, settings))])[0]
+            reply = engine.submit([Request(messages, sampling, _adapter(args.adapter, settings)[0])])[0]
             _stream(reply, silent=args.json)
             if reply.dropped_turns and not args.json:
                 sys.stdout.write(f"({reply.dropped_turns} earlier turns no longer fit and were left out.)\n")
@@ -81,7 +85,7 @@ def chat(args: argparse.Namespace, settings: Settings) -> int:
 def batch(args: argparse.Namespace, settings: Settings) -> int:
     """Answer every line of a file, in order, and write the output whole or not at all."""
     conversations = list(_read_conversations(Path(args.input)))
-    adapter = _adapter(args.adapter, settings)
+    adapter, folder = _adapter(args.adapter, settings)
     requests = [
         Request(
             [*_preset_for(messages, args.preset), *messages],
@@ -90,7 +94,7 @@ def batch(args: argparse.Namespace, settings: Settings) -> int:
         )
         for i, messages in enumerate(conversations)
     ]
-    engine = build_engine(settings)
+    engine = build_engine(settings, folder)
     try:
         replies = engine.submit(requests)
         for done, reply in enumerate(replies, start=1):
@@ -139,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (one, conversation, many):
         default = None if command is many else "plain"
         command.add_argument("--preset", choices=sorted(PRESETS), default=default, help="system prompt")
-        command.add_argument("--adapter", default="live", help="an adapter id, live (default) or base")
+        command.add_argument("--adapter", default="live", help="an adapter id, a folder, live (default) or base")
         command.add_argument("--max-new-tokens", type=_positive, default=None, help="longest reply, in tokens")
         command.add_argument("--greedy", action="store_true", help="the most likely token each time")
         command.add_argument("--seed", type=int, default=0)
@@ -157,10 +161,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _adapter(name: str, settings: Settings) -> str | None:
+def _adapter(name: str, settings: Settings) -> tuple[str | None, Path | None]:
+    """Return an adapter's id, and its folder where that is not the home's."""
     if name == "base":
-        return None
-    return live_adapter(settings.database_path) if name == "live" else name
+        return None, None
+    if name == "live":
+        return live_adapter(settings.database_path), None
+    known = os.path.basename(name) == name and os.path.isdir(settings.adapters_dir / name)
+    if os.path.isdir(name) and not known:  # a name of any length is no error here
+        return read_adapter_id(Path(name)), Path(name)
+    return name, None
 
 
 def _sampling(args: argparse.Namespace, settings: Settings) -> Sampling:

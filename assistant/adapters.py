@@ -156,6 +156,18 @@ def verify_adapter(folder: Path, base_id: str) -> AdapterInfo:
     return info
 
 
+def read_adapter_id(folder: Path) -> str:
+    """Read the id that an adapter's folder gives itself, whatever the folder is called; nothing else is checked.
+
+    Raises:
+        AdapterMissing: it is no adapter's folder.
+    """
+    try:
+        return str(json.loads((folder / MANIFEST).read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterMissing(f"There is no adapter in {folder}. Give an id, a folder, live or base.") from error
+
+
 def load_tensors(info: AdapterInfo) -> "dict[str, Tensor]":
     """Read a verified adapter's tensors.
 

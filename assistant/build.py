@@ -1,6 +1,7 @@
 """From settings to an engine. Imports torch only when the local engine is asked for."""
 
 import os
+from pathlib import Path
 
 from assistant.engine import Engine
 from assistant.errors import SettingsError
@@ -11,12 +12,17 @@ SPINS = "1000"
 a night) on two cores cost nine tenths of the decoding speed; this keeps four fifths of the quiet speed."""
 
 
-def build_engine(settings: Settings) -> Engine:
+def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engine:
     """Build the engine the settings name.
+
+    Args:
+        settings: of the home.
+        adapter_folder: an adapter outside of the home, to answer under its id beside the home's.
 
     Raises:
         SettingsError: no such engine.
         ModelUnavailable: the local engine's weights cannot be had.
+        AdapterError: that adapter is damaged or for another base.
     """
     if settings.engine == "fake":
         from assistant.fake import FakeEngine
@@ -27,5 +33,8 @@ def build_engine(settings: Settings) -> Engine:
         from assistant.loading import load_served, resolve_base
         from assistant.local import LocalEngine
 
-        return LocalEngine(load_served(resolve_base(settings), settings), settings)
+        served = load_served(resolve_base(settings), settings)
+        if adapter_folder is not None:
+            served.adapters.load(adapter_folder)
+        return LocalEngine(served, settings)
     raise SettingsError(f"There is no engine {settings.engine!r}. Set NIGHTSCHOOL_ENGINE to local or fake.")
