@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from assistant.errors import SettingsError
 
 Quantization = Literal["auto", "nf4", "int8", "int4", "none"]
+PairLoss = Literal["dpo", "ipo", "robust", "norm"]
+RankingLoss = Literal["pairs", "plackett-luce"]
 
 
 class SamplingSettings(BaseModel):
@@ -53,14 +55,24 @@ class NightSettings(BaseModel):
     """Highest learning rate."""
     epochs: int = Field(2, ge=1)
     """How often each example is seen."""
+    pair_loss: PairLoss = "dpo"
+    """What pairs and the pairs of rankings are learned with: `dpo`, `ipo`, `robust` or `norm` (length-normalised)."""
+    ranking_loss: RankingLoss = "pairs"
+    """`pairs`: the mean of a ranking's pairs, each with pair_loss. `plackett-luce`: the order as a whole."""
     beta: float = Field(0.1, gt=0)
-    """How strongly DPO holds on to the base."""
+    """How strongly DPO, KTO and Plackett-Luce hold on to the base."""
+    norm_beta: float = Field(5.0, gt=0)
+    """The same for length-normalised DPO, whose margins are a token's."""
+    ipo_tau: float = Field(1.0, gt=0)
+    """IPO draws the margin a token to 1 / (2 ipo_tau)."""
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
-    """Probability that a choice was a slip (cDPO)."""
+    """Probability that a choice was a slip (dpo, robust, norm)."""
     dpo_weight: float = Field(0.5, ge=0)
-    """Weight of the preference loss."""
+    """Weight of the preference loss of a pair or ranking."""
     nll_weight: float = Field(0.2, ge=0)
-    """Weight of the token-mean NLL of the chosen reply of a pair."""
+    """Weight of the token-mean NLL of the chosen reply of a pair, and of the best of a ranking."""
+    kto_weight: float = Field(1.0, ge=0)
+    """Weight of the loss of a thumb (KTO)."""
     anchor_share: float = Field(0.6, ge=0)
     """Anchors for each example: the base's own plain replies, so that what nobody voted on stays as it was."""
     batch_examples: int = Field(8, ge=1)

@@ -1,4 +1,4 @@
-"""From judgements to what can be trained on: the queries behind pairs, demonstrations and counts.
+"""From judgements to what can be trained on: the queries behind pairs, demonstrations, thumbs and counts.
 
 What people keep from teaching is in none of them but the counts of what is stored.
 """
@@ -10,7 +10,7 @@ from sqlite_utils import Database
 from feedback_store.connection import one_row, rows
 from feedback_store.consent import TEACHES, TEACHING
 from feedback_store.conversations import read_by_model, read_path
-from feedback_store.records import Demonstration, PreferencePair, Turn
+from feedback_store.records import Demonstration, PreferencePair, RatedReply, Turn
 
 ANNOTATOR = """(SELECT coalesce(annotator.name, person.name) FROM person
     LEFT JOIN annotator ON annotator.person_id = person.id WHERE person.id = {})"""
@@ -76,6 +76,16 @@ _DEMONSTRATIONS = f"""
     JOIN origin ON origin.message_id = message.id
     JOIN system_prompt ON system_prompt.id = origin.system_id
     WHERE message.conversation_id IN ({TEACHING})"""
+_THUMBS = f"""
+    SELECT coalesce(imported.name, vote.message_id) AS key, vote.person_id, updated_at AS created_at, value,
+        vote.message_id, message.text AS completion, parent_id AS prompt_id, message.conversation_id,
+        system_prompt.text AS system
+    FROM vote
+    JOIN message ON message.id = vote.message_id
+    JOIN origin ON origin.message_id = message.id
+    JOIN system_prompt ON system_prompt.id = origin.system_id
+    LEFT JOIN imported ON imported.kind = 'thumbs' AND imported.row_id = vote.message_id
+    WHERE value <> 0 AND trim(message.text) <> '' AND message.conversation_id IN ({TEACHING})"""
 _IN_ORDER = f"ORDER BY created_at, key, {ANNOTATOR.format('example.person_id')}"
 _COUNTS = f"""{_PAIRS}
     SELECT
@@ -130,6 +140,21 @@ def read_demonstrations(db: Database) -> Iterator[Demonstration]:
             key=row["key"],
             prompt=read_prompt(db, row["system"], row["prompt_id"]),
             completion=row["completion"],
+            person_id=row["person_id"],
+            conversation_id=row["conversation_id"],
+            created_at=row["created_at"],
+            ids=(row["message_id"],),
+        )
+
+
+def read_thumbs(db: Database) -> Iterator[RatedReply]:
+    """Yield the thumbs that may teach one at a time, oldest first."""
+    for row in rows(db, f"SELECT * FROM ({_THUMBS}) AS example {_IN_ORDER}"):
+        yield RatedReply(
+            key=row["key"],
+            prompt=read_prompt(db, row["system"], row["prompt_id"]),
+            completion=row["completion"],
+            up=row["value"] == 1,
             person_id=row["person_id"],
             conversation_id=row["conversation_id"],
             created_at=row["created_at"],

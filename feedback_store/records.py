@@ -253,6 +253,21 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class RatedReply:
+    """A reply with the thumb that one person gave it."""
+
+    key: str
+    prompt: tuple[Turn, ...]
+    completion: str
+    up: bool
+    person_id: int
+    conversation_id: str
+    created_at: str
+    ids: tuple[str, ...]
+    """The reply."""
+
+
+@dataclass(frozen=True)
 class RankedReplies:
     """Two to nine replies to a prompt with the ranks that one person gave them."""
 

@@ -24,6 +24,7 @@ from feedback_store.records import (
     PreferencePair,
     RankedReplies,
     Ranking,
+    RatedReply,
     Rewrite,
     Vote,
     utc_now,
@@ -238,6 +239,14 @@ class Votes:
         """Yield every rewritten reply with its prompt, oldest first, as they are at the first step."""
         with self._connections.snapshot() as db:
             yield from examples.read_demonstrations(db)
+
+    def thumbs(self) -> Iterator[RatedReply]:
+        """Yield every thumb that was not taken back with its prompt and reply, oldest first, as at the first step.
+
+        Among them are the opposite thumbs on replies to one message, which `pairs` gives as preferences, too.
+        """
+        with self._connections.snapshot() as db:
+            yield from examples.read_thumbs(db)
 
     def rankings(self) -> Iterator[RankedReplies]:
         """Yield every ranking with its prompt and replies, oldest first, as they are at the first step.

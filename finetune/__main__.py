@@ -12,6 +12,11 @@ from assistant.errors import AssistantError
 from finetune.errors import FinetuneError
 from finetune.examples import METHODS
 
+METHOD_HELP = (
+    "what to learn from, and how: auto (all votes, each in the loss that fits), sft (demonstrations), dpo, ipo, robust "
+    "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone)"
+)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
@@ -25,18 +30,23 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
     nightly = add("nightly", "Run the whole night: collect, train, examine, decide, promote, report.")
-    nightly.add_argument("--method", choices=METHODS, default="auto", help="what to learn from (auto: all votes)")
+    nightly.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP)
     nightly.add_argument("--if-due", action="store_true", help="do nothing within 24 hours of the last night")
 
-    train = add("train", "Train an adapter on a file of preferences or demonstrations.")
-    train.add_argument("--method", choices=METHODS, default="auto", help="what to learn from (auto: all lines)")
+    train = add(
+        "train",
+        "Train an adapter on a file of votes of any kind: preferences, comparisons, rankings, thumbs, demonstrations.",
+    )
+    train.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP)
     train.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="JSON lines to learn from")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the adapter")
     train.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of stopping")
 
     evaluate = add("evaluate", "Examine an adapter: preference accuracy with interval, perplexity, fixed prompts.")
     evaluate.add_argument("adapter", metavar="ADAPTER", help="an id, a folder, live or base")
-    evaluate.add_argument("--data", type=Path, metavar="FILE.jsonl", help="preferences (else the held-out votes)")
+    evaluate.add_argument(
+        "--data", type=Path, metavar="FILE.jsonl", help="preferences, comparisons or rankings (else the held-out votes)"
+    )
     evaluate.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of stopping")
 
     add("adapters", "List the adapters, newest first.")

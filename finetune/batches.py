@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from assistant.engine import Message
 from assistant.errors import PromptTooLong
 from assistant.prompt import count_control_tokens, encode_completion, fit_prompt
-from finetune.examples import Example
+from finetune.examples import Example, ordered_pairs
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompt ids and completion ids."""
@@ -34,6 +34,14 @@ class Encoded:
     weight: float
     cluster: str
     """The conversation it belongs to."""
+    thumb: bool | None = None
+    ranks: tuple[int, ...] = ()
+    none_is_good: bool = False
+    flip: float | None = None
+    balance: float = 1.0
+    """Of a thumb: what its side is multiplied with."""
+    mismatched: tuple[int, ...] = ()
+    """Of a thumb: a completion to another prompt."""
 
     @property
     def rows(self) -> list[Row]:
@@ -41,9 +49,32 @@ class Encoded:
         return [(self.prompt, completion) for completion in self.completions]
 
     @property
+    def mismatch(self) -> list[Row]:
+        """The row that KTO's divergence is estimated from, where there is one."""
+        return [(self.prompt, self.mismatched)] if self.mismatched else []
+
+    @property
+    def reference_rows(self) -> list[Row]:
+        """The rows whose log-probability under the base is needed."""
+        judged = self.thumb is not None or bool(self.pairs)
+        return [*self.rows, *self.mismatch] if judged else []
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Places of the better and the worse completion, of every pair in it."""
+        return ordered_pairs(self.ranks) if self.ranks else [(0, 1)][: len(self.completions) - 1]
+
+    @property
     def is_pair(self) -> bool:
-        """Whether one completion is preferred to another."""
-        return len(self.completions) == 2
+        """Whether one completion is preferred to another, and that is all."""
+        return len(self.completions) == 2 and not self.ranks
+
+    @property
+    def imitated(self) -> list[int]:
+        """Places of the completions that are imitated: the best, all of them where they are tied; none of a thumb."""
+        if self.thumb is not None or self.none_is_good:
+            return []
+        return [place for place, rank in enumerate(self.ranks) if rank == self.ranks[0]] or [0]
 
     @property
     def width(self) -> int:
@@ -80,9 +111,10 @@ def encode_examples(
 
     Returns:
         The encoded examples, and counts: control_tokens (typed by people, kept as text),
-        dropped_turns, cut_completions, too_long (examples left out: the last message alone is too long).
+        dropped_turns, cut_completions, too_long (examples left out: the last message alone is too long),
+        split_badly (examples whose completions have more tokens than characters, or unknown ones).
     """
-    counts = {"control_tokens": 0, "dropped_turns": 0, "cut_completions": 0, "too_long": 0}
+    counts = {"control_tokens": 0, "dropped_turns": 0, "cut_completions": 0, "too_long": 0, "split_badly": 0}
     longest = max_tokens * 3 // 4
     encoded: list[Encoded] = []
     for example in examples:
@@ -97,11 +129,33 @@ def encode_examples(
         replies = [Message(role="assistant", content=text) for text in example.completions]
         counts["control_tokens"] += prompt.control_tokens + count_control_tokens(tokenizer, replies)
         counts["dropped_turns"] += prompt.dropped_turns
-        cluster = f"{example.person}/{example.conversation}"
+        counts["split_badly"] += _splits_badly(tokenizer, example.completions, completions)
         encoded.append(
-            Encoded(example.key, tuple(prompt.ids), tuple(completions), example.demonstrated, example.weight, cluster)
+            Encoded(
+                key=example.key,
+                prompt=tuple(prompt.ids),
+                completions=tuple(completions),
+                demonstrated=example.demonstrated,
+                weight=example.weight,
+                cluster=f"{example.person}/{example.conversation}",
+                thumb=example.thumb,
+                ranks=example.ranks,
+                none_is_good=example.none_is_good,
+                flip=example.flip,
+            )
         )
     return encoded, counts
+
+
+def _splits_badly(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], completions: Sequence[tuple[int, ...]]
+) -> bool:
+    """Whether a tokenizer does not know a language: it needs more tokens than there are characters, or says unknown."""
+    unknown = tokenizer.unk_token_id
+    return any(
+        len(ids) - 1 > len(text) or (unknown is not None and unknown in ids[:-1])
+        for text, ids in zip(texts, completions, strict=True)
+    )
 
 
 def make_batch(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
@@ -143,6 +197,17 @@ def micro_batches(examples: Sequence[Encoded], token_budget: int) -> list[list[E
             current, rows, width = [], len(example.completions), example.width
         current.append(example)
     return [*batches, current] if current else batches
+
+
+def micro_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+    """Cut single rows, sorted by length, so that padded tokens stay within the budget; one row at least."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: (len(r[0]) + len(r[1]), r)):
+        width = len(row[0]) + len(row[1])
+        if not batches or (len(batches[-1]) + 1) * width > token_budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def row_key(row: Row) -> str:

@@ -1,24 +1,31 @@
 """Votes to weighted examples, and the frozen manifest of a night.
 
-Knows the store's records and the JSON lines that other tools exchange; knows no tokens. Does not judge
-raters: caps, reliability and conflicts between people are not looked at here, contradictions are counted.
+Knows the store's records; knows no tokens. Does not judge raters: caps, reliability and conflicts between people are
+not looked at here, contradictions are counted.
 """
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from assistant.engine import Message
 from feedback_store import Store
-from finetune.errors import BadData
-from finetune.examples import Example, Method, content_key, data_hash, select_method
+from feedback_store.records import Demonstration, PreferencePair, RankedReplies, RatedReply, Turn
+from finetune.examples import (
+    Example,
+    Method,
+    as_pairs,
+    content_key,
+    count_one_sided,
+    data_hash,
+    new_example,
+    select_method,
+)
 from finetune.split import Split, split_examples
-
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class NightData:
 
     train: tuple[Example, ...]
     heldout: tuple[Example, ...]
-    """Preference pairs only."""
+    """Preference pairs only; a ranking as its pairs."""
     data_hash: str
     counts: dict[str, int]
 
@@ -56,7 +63,7 @@ def collect_votes(store: Store, *, now: datetime, half_life_days: float) -> Vote
 
 
 def gather(raw: Iterable[Example], *, now: datetime, half_life_days: float) -> Votes:
-    """Drop repetitions and pairs of equal texts, weigh by age, and join a rewrite's pair with its demonstration.
+    """Drop repetitions and what prefers nothing, weigh by age, and join a rewrite's pair with its demonstration.
 
     Of identical examples the newest counts. Ages are whole days, so that a night repeated on the
     same day is the same night.
@@ -67,11 +74,14 @@ def gather(raw: Iterable[Example], *, now: datetime, half_life_days: float) -> V
         half_life_days: a vote this old weighs half.
     """
     newest: dict[str, Example] = {}
-    equal = seen = 0
+    equal = ties = seen = 0
     for example in raw:
         seen += 1
         if example.is_pair and example.completions[0] == example.completions[1]:
             equal += 1
+            continue
+        if example.judgement == "ranking" and len(set(example.ranks)) < 2:
+            ties += 1
             continue
         known = newest.get(example.key)
         if known is None or example.created_at > known.created_at:
@@ -81,9 +91,13 @@ def gather(raw: Iterable[Example], *, now: datetime, half_life_days: float) -> V
     counts = {
         "pairs": sum(e.is_pair for e in weighed),
         "demonstrations": sum(e.demonstrated for e in weighed),
+        "thumbs_up": sum(e.thumb is True for e in weighed),
+        "thumbs_down": sum(e.thumb is False for e in weighed),
+        "rankings": sum(e.judgement == "ranking" for e in weighed),
         "usable": len(examples),
-        "repeated": seen - equal - len(weighed),
+        "repeated": seen - equal - ties - len(weighed),
         "equal": equal,
+        "ties": ties,
         "contradictions": _contradictions(weighed),
         "people": len({e.person for e in examples}),
         "conversations": len({(e.person, e.conversation) for e in examples}),
@@ -102,10 +116,11 @@ def divide_votes(votes: Votes, method: Method, share: float, seed: int) -> Night
     """
     split: Split = split_examples(votes.examples, share, seed)
     train = tuple(select_method(split.train, method))
-    heldout = tuple(e for e in split.heldout if e.is_pair)
+    heldout = tuple(pair for e in split.heldout for pair in as_pairs(e))
     counts = {
         **votes.counts,
         "train": len(train),
+        "one_sided_thumbs": count_one_sided(split.train, method),
         "heldout": len(heldout),
         "heldout_conversations": len({(e.person, e.conversation) for e in heldout}),
         "heldout_people": len(split.people),
@@ -115,85 +130,60 @@ def divide_votes(votes: Votes, method: Method, share: float, seed: int) -> Night
 
 
 def write_manifest(path: Path, data: NightData) -> None:
-    """Write one line an example: ids, weight and part, and no text, so that a run folder tells nobody's words."""
+    """Write one line an example: whose, ids, weight, part; no text, so that a run folder tells nobody's words."""
     with path.open("w", encoding="utf-8") as file:
         for part, examples in (("train", data.train), ("heldout", data.heldout)):
             for e in examples:
-                kind = "pair" if e.is_pair else "demonstration"
-                line = {"key": e.key, "ids": e.ids, "kind": kind, "demonstrated": e.demonstrated}
-                file.write(json.dumps({**line, "source": e.source, "weight": e.weight, "part": part}) + "\n")
-
-
-def read_examples(path: Path, *, skip_bad: bool = False) -> tuple[list[Example], list[str]]:
-    """Read preferences and demonstrations from JSON lines in the conversational format.
-
-    Args:
-        path: lines `{"prompt":[…],"chosen":[…],"rejected":[…]}` or `{"prompt":[…],"completion":[…]}`,
-            each with optional `annotator`, `created_at`, `id`.
-        skip_bad: keep the good lines and return what was wrong with the others.
-
-    Returns:
-        The examples in file order, and one sentence a bad line.
-
-    Raises:
-        BadData: the file cannot be read, holds no example, or holds a bad line and skip_bad is
-            false: training on half of a broken export would look like a success.
-    """
-    examples: list[Example] = []
-    problems: list[str] = []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise BadData(f"The file {path} cannot be read ({error.strerror}). Give the path of a JSONL file.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            examples.append(_parse_line(line, number))
-        except BadData as error:
-            problems.append(f"Line {number} of {path.name}: {error}")
-    if problems and not skip_bad:
-        more = f" ({len(problems) - 1} more bad lines)" if len(problems) > 1 else ""
-        raise BadData(f"{problems[0]}{more} Correct it, or leave bad lines out with --skip-bad.")
-    if not examples:
-        raise BadData(f"The file {path} holds no example that can be used. Give preferences or demonstrations.")
-    return examples, problems
+                line = {"key": e.key, "ids": e.ids, "kind": e.judgement, "demonstrated": e.demonstrated}
+                whose = {"person": e.person, "conversation": e.conversation}
+                file.write(json.dumps({**line, **whose, "source": e.source, "weight": e.weight, "part": part}) + "\n")
 
 
 def _stored_examples(store: Store) -> Iterator[Example]:
+    in_pairs: set[tuple[int, str]] = set()
     for pair in store.votes.pairs():
-        prompt = tuple(Message(role=t["role"], content=t["content"]) for t in pair.prompt)
-        yield Example(
-            key=content_key(prompt, (pair.chosen, pair.rejected)),
-            prompt=prompt,
-            completions=(pair.chosen, pair.rejected),
-            demonstrated=False,
-            weight=1.0,
-            person=str(pair.person_id),
-            conversation=pair.conversation_id,
-            created_at=pair.created_at,
-            source=pair.source,
-            ids=pair.ids,
-        )
+        if pair.source == "thumbs":
+            in_pairs |= {(pair.person_id, message_id) for message_id in pair.ids}
+        yield new_example(_messages(pair.prompt), (pair.chosen, pair.rejected), source=pair.source, **_said(pair))
     for shown in store.votes.demonstrations():
-        prompt = tuple(Message(role=t["role"], content=t["content"]) for t in shown.prompt)
-        yield Example(
-            key=content_key(prompt, (shown.completion,)),
-            prompt=prompt,
-            completions=(shown.completion,),
-            demonstrated=True,
-            weight=1.0,
-            person=str(shown.person_id),
-            conversation=shown.conversation_id,
-            created_at=shown.created_at,
-            source="rewrite",
-            ids=shown.ids,
+        prompt = _messages(shown.prompt)
+        yield new_example(prompt, (shown.completion,), demonstrated=True, source="rewrite", **_said(shown))
+    for rated in store.votes.thumbs():
+        if (rated.person_id, rated.ids[0]) not in in_pairs:  # else it counts already, as half of a pair
+            prompt = _messages(rated.prompt)
+            yield new_example(prompt, (rated.completion,), thumb=rated.up, source="thumb", **_said(rated))
+    for ranked in store.votes.rankings():
+        yield new_example(
+            _messages(ranked.prompt),
+            ranked.completions,
+            ranks=ranked.ranks,
+            none_is_good=ranked.none_is_good,
+            source="ranking",
+            **_said(ranked),
         )
+
+
+class _Said(TypedDict):
+    person: str
+    conversation: str
+    created_at: str
+    ids: tuple[str, ...]
+
+
+def _said(vote: PreferencePair | Demonstration | RatedReply | RankedReplies) -> _Said:
+    """Who said it, where and when."""
+    return _Said(
+        person=str(vote.person_id), conversation=vote.conversation_id, created_at=vote.created_at, ids=vote.ids
+    )
+
+
+def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
 
 
 def _join_demonstrations(examples: Sequence[Example]) -> list[Example]:
     """Let a pair whose chosen text somebody wrote carry the demonstration: the text is computed once, not twice."""
-    written = {e.key: e for e in examples if not e.is_pair}
+    written = {e.key: e for e in examples if e.judgement == "demonstration"}
     carried: set[str] = set()
     joined: list[Example] = []
     for example in (e for e in examples if e.is_pair):
@@ -202,13 +192,16 @@ def _join_demonstrations(examples: Sequence[Example]) -> list[Example]:
             carried.add(key)
             example = replace(example, demonstrated=True)
         joined.append(example)
-    return joined + [e for key, e in written.items() if key not in carried]
+    others = [e for e in examples if e.thumb is not None or e.ranks]
+    return joined + [e for key, e in written.items() if key not in carried] + others
 
 
 def _contradictions(examples: Sequence[Example]) -> int:
-    """Count the pairs whose very opposite was also chosen; both stay, and their pulls cancel."""
+    """Count the pairs and thumbs whose very opposite was also said; both stay, and their pulls cancel."""
     keys = {e.key for e in examples}
-    return sum(e.is_pair and content_key(e.prompt, reversed(e.completions)) in keys for e in examples) // 2
+    pairs = sum(e.is_pair and content_key(e.prompt, reversed(e.completions)) in keys for e in examples)
+    thumbs = sum(e.thumb is not None and content_key(e.prompt, e.completions, not e.thumb) in keys for e in examples)
+    return pairs // 2 + thumbs // 2
 
 
 def _recency(created_at: str, now: datetime, half_life_days: float) -> float:
@@ -216,83 +209,3 @@ def _recency(created_at: str, now: datetime, half_life_days: float) -> float:
         return 1.0
     age_days = max(0, (now - datetime.fromisoformat(created_at)).days)
     return math.pow(0.5, age_days / half_life_days)
-
-
-def _parse_line(line: bytes, number: int) -> Example:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadData(f"it is not JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise BadData("it is not a JSON object.")
-    prompt = _prompt(row.get("prompt"))
-    if "completion" in row:
-        completions: tuple[str, ...] = (_completion(row, "completion"),)
-    elif "chosen" in row or "rejected" in row:
-        completions = (_completion(row, "chosen"), _completion(row, "rejected"))
-    else:
-        raise BadData('it has neither "chosen" and "rejected" nor "completion".')
-    key = content_key(prompt, completions)
-    return Example(
-        key=key,
-        prompt=prompt,
-        completions=completions,
-        demonstrated=len(completions) == 1,
-        weight=1.0,
-        person=_text(row, "annotator"),
-        conversation=content_key(prompt, ()),
-        created_at=_time(row),
-        source="file",
-        ids=(_text(row, "id") or f"line-{number}",),
-    )
-
-
-def _turns(value: Any, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise BadData(f'"{name}" is not a list of messages.')
-    for turn in value:
-        well_formed = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-        if not well_formed:
-            raise BadData(f'"{name}" holds a message without a known role and a text "content".')
-        try:
-            turn["content"].encode()
-        except UnicodeEncodeError as error:
-            raise BadData(f'"{name}" holds half of a surrogate pair, which is no text.') from error
-    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
-
-
-def _prompt(value: Any) -> tuple[Message, ...]:
-    turns = _turns(value, "prompt")
-    if turns[-1]["role"] != "user":
-        raise BadData('"prompt" does not end with a user message.')
-    if any(turn["role"] == "system" for turn in turns[1:]):
-        raise BadData('"prompt" has a system message that is not its first.')
-    return turns
-
-
-def _completion(row: dict[str, Any], name: str) -> str:
-    turns = _turns(row.get(name), name)
-    if len(turns) != 1 or turns[0]["role"] != "assistant":
-        raise BadData(f'"{name}" is not exactly one assistant message.')
-    if not turns[0]["content"].strip():
-        raise BadData(f'"{name}" is empty.')
-    return turns[0]["content"]
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    if value is not None and not isinstance(value, str | int):
-        raise BadData(f'"{name}" is not a text.')
-    return "" if value is None else str(value)
-
-
-def _time(row: dict[str, Any]) -> str:
-    text = _text(row, "created_at")
-    if not text:
-        return ""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadData('"created_at" is not an ISO-8601 time.') from error
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -17,9 +17,11 @@ from assistant.errors import AdapterMissing
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
 from feedback_store.registry import Registry
-from finetune.collect import divide_votes, gather, read_examples
+from finetune.collect import divide_votes, gather
 from finetune.errors import BadData, NothingToLearn, UnknownRun
-from finetune.examples import Example, select_method
+from finetune.examples import Example, as_pairs, count_one_sided, select_method, settings_for
+from finetune.files import read_examples
+from finetune.notes import explain, why_nothing
 from finetune.progress import ProgressBar
 from finetune.raters import tonights_votes
 from finetune.report import plain
@@ -47,13 +49,14 @@ def nightly(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train on a file into a folder of its own."""
     settings = load_settings(args.home)
+    settings = settings.model_copy(update={"night": settings_for(settings.night, args.method)})
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise BadData(f"{args.out} is not an empty folder. Give --out a folder that does not exist yet.")
     raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
     votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
     examples = select_method(votes.examples, args.method)
     if not examples:
-        raise NothingToLearn(f"{args.data} holds nothing that --method {args.method} learns from.")
+        raise NothingToLearn(f"{args.data}: {why_nothing(votes.examples, args.method, votes.counts['ties'])}")
     from assistant.loading import resolve_base
     from finetune.workshop import peak_gb, train_and_write
 
@@ -67,26 +70,27 @@ def train(args: argparse.Namespace) -> int:
             args.out.rmdir()
         os.replace(made.adapter.folder, args.out)
     seconds = made.reference_seconds + made.trained.seconds
-    unit = "pairs_per_s" if made.pairs else "examples_per_s"
-    count = (made.pairs or made.examples) * settings.night.epochs
+    epochs = settings.night.epochs
+    unit, count = ("pairs", made.pairs) if made.pairs else ("examples", made.examples)
+    counts = votes.counts | made.counts
+    counts["one_sided_thumbs"] += count_one_sided(votes.examples, args.method)
     fields = {
+        **counts,
         "adapter": made.adapter.id,
         "folder": str(args.out),
         "method": args.method,
-        unit: round(count / seconds, 3),
+        f"{unit}_per_s": round(count * epochs / seconds, 3),
         "peak_gb": round(peak_gb(), 2),
-        "epochs": settings.night.epochs,
+        "epochs": epochs,
         "seconds": round(seconds, 2),
         "pairs": made.pairs,
         "examples": made.examples,
         "loss": made.trained.history[-1]["loss"],
         "bad_lines": problems,
-        **votes.counts,
-        **made.counts,
+        "notes": explain(counts),
     }
-    speed = f"{count / seconds:.2f} {'pairs' if made.pairs else 'examples'} a second"
-    text = f"{made.adapter.id} in {args.out}: {made.examples} examples, {speed}."
-    _say(args, fields, "\n".join([text, *problems]))
+    text = f"{made.adapter.id} in {args.out}: {made.examples} examples, {count * epochs / seconds:.2f} {unit} a second."
+    _say(args, fields, "\n".join([text, *explain(counts), *problems]))
     return 0
 
 
@@ -94,16 +98,21 @@ def evaluate(args: argparse.Namespace) -> int:
     """Examine an adapter on a file of preferences or on the held-out votes."""
     settings = load_settings(args.home)
     problems: list[str] = []
+    considered: dict[str, int] = {}
     with ExitStack() as stack:
         store = _open(settings, stack)
         if args.data is not None:
             raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
             votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
-            pairs = [e for e in votes.examples if e.is_pair]
+            considered = votes.counts
+            pairs = [pair for e in votes.examples for pair in as_pairs(e)]
         else:
             pairs = _heldout(settings, store)
         if not pairs:
-            raise NothingToLearn("There is no preference pair to examine on. Vote first, or give --data FILE.jsonl.")
+            raise NothingToLearn(
+                "There is no preference pair to examine on, and thumbs are not examined. "
+                "Compare some replies, or give --data FILE.jsonl."
+            )
         folder = _adapter_folder(args.adapter, settings, store)
     from assistant.loading import resolve_base
     from finetune.workshop import ExaminationRoom
@@ -114,10 +123,12 @@ def evaluate(args: argparse.Namespace) -> int:
         room = ExaminationRoom(base, settings, pairs, bar)
         found = room.examine(room.load(info.folder) if info else None)
     numbers = found.numbers()
+    notes = explain(considered | room.counts)
     fields = {
         "adapter": info.id if info else "base",
         **numbers,
         "numeric_form": room.served.numeric_form,
+        "notes": notes,
         "flawed": [found.replies.replies[i] for i in found.replies.flawed],
         "bad_lines": problems,
         **room.counts,
@@ -131,7 +142,7 @@ def evaluate(args: argparse.Namespace) -> int:
         f"perplexity, fixed text  {numbers['perplexity']:.3f}  (bare base {numbers['base_perplexity']:.3f})\n"
         f"empty or looping        {numbers['flawed_replies']} of {numbers['replies']} fixed prompts"
     )
-    _say(args, fields, "\n".join([text, *problems]))
+    _say(args, fields, "\n".join([text, *notes, *problems]))
     return 0
 
 

@@ -5,10 +5,15 @@ Numbered differences from the papers:
 2. The NLL term beside DPO is a mean over the completion's tokens (Llama 3, section 4.1.4; Pang et al. 2024, eq. 2).
 3. Log-probabilities are computed at completion positions only, in chunks, with a float32 logsumexp; the
    gradient by the hidden states is formed in the same pass, so that no (B, T, V) tensor exists or is kept.
+4. IPO (Azar et al. 2023) takes per-token means, as TRL does and as its authors ran it.
+5. Plackett-Luce (Rafailov et al. 2023, appendix A.3) is divided by its stages, so that a ranking of nine weighs what a
+   pair weighs, and tied completions do not compete with each other.
 
+The K-wise loss is the mean of the losses of a ranking's pairs, which `examples.ordered_pairs` lists; KTO is in kto.py.
 Does not cover heads that are themselves trained, nor a softcap on the logits.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +30,7 @@ def dpo_losses(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     beta: float,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
 ) -> Tensor:
     """Compute the DPO loss of each pair, with the probability that the choice was a slip.
 
@@ -38,15 +43,138 @@ def dpo_losses(
         reference_chosen_logps: (P,)
         reference_rejected_logps: (P,)
         beta: strength of the pull back to the reference.
-        label_smoothing: ε.
+        label_smoothing: ε, one for all or (P,).
 
     Returns:
         (P,) losses, not weighted.
     """
     chosen_logratios = policy_chosen_logps - reference_chosen_logps
     rejected_logratios = policy_rejected_logps - reference_rejected_logps
-    logits = beta * (chosen_logratios - rejected_logratios)
-    return -(1 - label_smoothing) * functional.logsigmoid(logits) - label_smoothing * functional.logsigmoid(-logits)
+    right, wrong = _sides(beta * (chosen_logratios - rejected_logratios), label_smoothing)
+    return right + wrong
+
+
+def robust_losses(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+    label_smoothing: float | Tensor,
+) -> Tensor:
+    """Compute the robust DPO loss of each pair: in the mean over slips it is what DPO would be without them.
+
+    Source: (-(1-ε) log σ(β d) + ε log σ(-β d)) / (1 - 2ε), d as in `dpo_losses`.
+    Chowdhury et al. 2024, "Provably Robust DPO", arXiv:2403.00409.
+
+    Args:
+        policy_chosen_logps: (P,) summed over the completion's tokens, as are the other three.
+        policy_rejected_logps: (P,)
+        reference_chosen_logps: (P,)
+        reference_rejected_logps: (P,)
+        beta: strength of the pull back to the reference.
+        label_smoothing: ε below 0.5, one for all or (P,).
+
+    Returns:
+        (P,) losses, not weighted; without bound below.
+    """
+    assert bool(torch.as_tensor(label_smoothing < 0.5).all()), "at 0.5 a choice says nothing"
+    chosen_logratios = policy_chosen_logps - reference_chosen_logps
+    rejected_logratios = policy_rejected_logps - reference_rejected_logps
+    right, wrong = _sides(beta * (chosen_logratios - rejected_logratios), label_smoothing)
+    return (right - wrong) / (1 - 2 * torch.as_tensor(label_smoothing, device=right.device)).to(right.dtype)
+
+
+def ipo_losses(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    tau: float,
+) -> Tensor:
+    """Compute the IPO loss of each pair: the margin a token is drawn to 1 / 2τ and not beyond.
+
+    Source: (d̄ - 1 / 2τ)², d̄ = (log π_c - log ref_c) / |y_c| - (log π_r - log ref_r) / |y_r|.
+    Azar et al. 2023, arXiv:2310.12036 eq. 17; means over tokens as in TRL 1.16, DPOTrainer `ipo`.
+
+    Args:
+        policy_chosen_logps: (P,) summed over the completion's tokens, as are the other three.
+        policy_rejected_logps: (P,)
+        reference_chosen_logps: (P,)
+        reference_rejected_logps: (P,)
+        chosen_tokens: (P,) |y_c|.
+        rejected_tokens: (P,) |y_r|.
+        tau: τ; TRL calls it beta.
+
+    Returns:
+        (P,) losses, not weighted.
+    """
+    chosen = (policy_chosen_logps - reference_chosen_logps) / chosen_tokens
+    rejected = (policy_rejected_logps - reference_rejected_logps) / rejected_tokens
+    return (chosen - rejected - 1 / (2 * tau)) ** 2
+
+
+def norm_losses(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    beta: float,
+    label_smoothing: float | Tensor = 0.0,
+) -> Tensor:
+    """Compute the length-normalised DPO loss of each pair: a longer reply wins nothing by its length.
+
+    Source: -(1-ε) log σ(β d̄) - ε log σ(-β d̄), d̄ as in `ipo_losses`.
+    Lambert et al. 2024, "Tülu 3", arXiv:2411.15124, length-normalised DPO; TRL 1.16, DPOTrainer `sigmoid_norm` (ε = 0).
+
+    Args:
+        policy_chosen_logps: (P,) summed over the completion's tokens, as are the other three.
+        policy_rejected_logps: (P,)
+        reference_chosen_logps: (P,)
+        reference_rejected_logps: (P,)
+        chosen_tokens: (P,) |y_c|.
+        rejected_tokens: (P,) |y_r|.
+        beta: of the margin a token, so many times that of `dpo_losses`.
+        label_smoothing: ε, one for all or (P,).
+
+    Returns:
+        (P,) losses, not weighted.
+    """
+    chosen = (policy_chosen_logps - reference_chosen_logps) / chosen_tokens
+    rejected = (policy_rejected_logps - reference_rejected_logps) / rejected_tokens
+    right, wrong = _sides(beta * (chosen - rejected), label_smoothing)
+    return right + wrong
+
+
+def plackett_luce_loss(rewards: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Compute the Plackett-Luce loss of one ranking: stage by stage the best of those left is drawn.
+
+    Source: -1/S Σ_i (s_i - log(exp s_i + Σ_{rank_j > rank_i} exp s_j)) over the S completions with a worse one.
+    Rafailov et al. 2023, arXiv:2305.18290 appendix A.3, divided by S; without ties it is theirs.
+
+    Args:
+        rewards: (K,) s = β (log π - log ref).
+        ranks: of the K completions; not all equal.
+
+    Returns:
+        A scalar.
+    """
+    place = torch.tensor(ranks, device=rewards.device)
+    worse = place[None, :] > place[:, None]  # (K, K)
+    left = worse | torch.eye(len(place), dtype=torch.bool, device=rewards.device)
+    drawn = rewards - rewards[None, :].masked_fill(~left, float("-inf")).logsumexp(dim=1)
+    return -drawn[worse.any(dim=1)].mean()
+
+
+def _sides(logits: Tensor, label_smoothing: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return -(1-ε) log σ(x) and -ε log σ(-x); 1-ε is formed before ε is rounded to the logits' type."""
+    slip = torch.as_tensor(label_smoothing, dtype=torch.float64, device=logits.device)
+    right = -(1 - slip).to(logits.dtype) * functional.logsigmoid(logits)
+    return right, -slip.to(logits.dtype) * functional.logsigmoid(-logits)
 
 
 def sum_by_row(token_logps: Tensor, rows: Tensor, row_count: int) -> Tensor:

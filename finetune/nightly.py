@@ -28,8 +28,9 @@ from feedback_store.errors import StaleGeneration, StoreError, TaintedAdapter
 from feedback_store.records import Live, Outcome, TrainItem
 from finetune.collect import NightData, Votes, divide_votes, write_manifest
 from finetune.errors import FinetuneError
-from finetune.examples import Method
+from finetune.examples import Method, count_one_sided, settings_for
 from finetune.gate import Decision, Limits, decide
+from finetune.notes import ONE_SIDED, TAKES, explain
 from finetune.progress import Progress, ProgressLog, silent
 from finetune.raters import tonights_votes
 from finetune.report import plain, write_report
@@ -103,6 +104,7 @@ def hours_until_due(store: Store, now: datetime) -> float:
 
 
 def _run_locked(settings: Settings, store: Store, method: Method, progress: Progress) -> NightResult:
+    settings = settings.model_copy(update={"night": settings_for(settings.night, method)})
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     folder = settings.runs_dir / run_id
@@ -164,8 +166,15 @@ def _too_little(votes: Votes, data: NightData, method: Method, min_votes: int) -
     usable = votes.usable(method)
     if usable < min_votes:
         missing = min_votes - usable
-        kinds = {"auto": "votes", "sft": "rewrites", "dpo": "choices"}[method]
-        return f"A night needs {min_votes} usable {kinds} and has {usable}: {missing} are missing."
+        why = f" {ONE_SIDED}" if count_one_sided(votes.examples, method) else ""
+        return f"A night needs {min_votes} usable {TAKES[method]} and has {usable}: {missing} are missing.{why}"
+    if not any(example.compares for example in votes.examples):
+        return (
+            "There is nothing to examine a night with: thumbs and rewritten answers are not examined. "
+            "Compare or rank some replies, too."
+        )
+    if data.heldout and not data.train:
+        return f"Nothing is left to learn from beside what is held out. Give more {TAKES[method]}."
     if not data.heldout or not data.train:
         return (
             "The votes cannot be divided into a part to learn from and a part to examine with, because they "
@@ -196,7 +205,8 @@ def _freeze(night: _Night, data: NightData, base: Base | None) -> None:
 
 def _note_training(night: _Night, made: TrainingRun) -> None:
     night.history = made.trained.history
-    night.report["counts"] |= made.counts
+    one_sided = night.report["counts"]["one_sided_thumbs"] + made.counts["one_sided_thumbs"]
+    night.report["counts"] |= made.counts | {"one_sided_thumbs": one_sided}
     night.report["training"] = {
         "steps": len(made.trained.history),
         "examples": made.examples,
@@ -260,7 +270,9 @@ def _promote(night: _Night, base: Base, made: TrainingRun, candidate: Findings, 
 def _finish(night: _Night, outcome: Outcome, *reasons: str) -> NightResult:
     """Write the report, then the run's row."""
     adapter = night.adapter_id if outcome == "promoted" else night.report.get("candidate")
-    report = {"run": night.run_id, "outcome": outcome, "reasons": list(reasons), "adapter": adapter, **night.report}
+    notes = explain(night.report.get("counts", {}))
+    report = {"run": night.run_id, "outcome": outcome, "reasons": list(reasons), "adapter": adapter, "notes": notes}
+    report |= night.report
     write_report(night.folder, report, night.history)
     registered = {a.id for a in night.store.registry.adapters()}
     night.store.registry.finish_run(

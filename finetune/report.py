@@ -11,6 +11,7 @@ PLOTS = (
     ("accuracy", "Training accuracy"),
     ("margin", "Reward margin"),
     ("chosen_logp", "Chosen log-prob."),
+    ("kl", "KTO's divergence"),
 )
 
 
@@ -57,6 +58,8 @@ def render_markdown(report: dict[str, Any], has_plot: bool) -> str:
             f"n = {found['n']}); the longer reply wins {found['length_baseline']:.3f}; by log-probability a token "
             f"{found['token_logprob_accuracy']:.3f}."
         )
+    if report.get("notes"):
+        lines += ["", "## What was left out or changed", "", *(f"- {note}" for note in report["notes"])]
     for title, name in (("Votes", "counts"), ("Training", "training")):
         if report.get(name):
             lines += ["", f"## {title}", "", "| | |", "|---|---|"]

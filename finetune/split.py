@@ -2,7 +2,8 @@
 
 Nothing leaks across: no conversation and no prompt stands on both sides, and where there are several
 people, some are held out whole. The choice is a hash of (seed, name), so that it stays the same from
-night to night: otherwise the live adapter would be examined on what it was trained on.
+night to night: otherwise the live adapter would be examined on what it was trained on. Lone thumbs are not
+examined, so none is held out: they train, or are set aside where they would leak.
 
 Does not cover near-identical prompts; only those equal up to case and white space.
 """
@@ -10,7 +11,7 @@ Does not cover near-identical prompts; only those equal up to case and white spa
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.examples import Example
 
@@ -35,12 +36,24 @@ def split_examples(examples: Sequence[Example], share: float, seed: int) -> Spli
 
     Returns:
         The split. `heldout` is empty when everything hangs together in one group, and holds at
-        least one pair otherwise (when there is one outside of the largest group).
+        least one comparison otherwise (when there is one outside of the largest group).
     """
+    thumbs = [e for e in examples if e.thumb is not None]
+    split = _split_examined([e for e in examples if e.thumb is None], share, seed)
+    names = {name for example in split.heldout for name in _names(example)}
+    leaks = {e.key for e in thumbs if e.person in split.people or not names.isdisjoint(_names(e))}
+    return replace(
+        split,
+        train=(*split.train, *(e for e in thumbs if e.key not in leaks)),
+        aside=(*split.aside, *(e for e in thumbs if e.key in leaks)),
+    )
+
+
+def _split_examined(examples: Sequence[Example], share: float, seed: int) -> Split:
     groups = _groups(examples)
     people = _people_to_hold_out(examples, share, seed)
     split = _divide(examples, groups, {i for i, e in enumerate(examples) if e.person in people}, people)
-    if people and len(split.aside) <= share * len(examples) and any(e.is_pair for e in split.heldout):
+    if people and len(split.aside) <= share * len(examples) and any(e.compares for e in split.heldout):
         return split
     return _divide(examples, groups, _groups_to_hold_out(examples, groups, share, seed), frozenset())
 
@@ -87,7 +100,7 @@ def _groups_to_hold_out(examples: Sequence[Example], groups: Sequence[int], shar
     chosen: set[int] = set()
     for group in sorted(members, key=lambda g: (draws[g], g)):
         total = len(chosen) + len(members[group])
-        enough = len(chosen) >= share * len(examples) / 2 and any(examples[i].is_pair for i in chosen)
+        enough = len(chosen) >= share * len(examples) / 2 and any(examples[i].compares for i in chosen)
         if (draws[group] < share or not enough) and total <= max(1, 2 * share * len(examples)):
             chosen.update(members[group])
     return chosen
@@ -105,11 +118,16 @@ def _groups(examples: Sequence[Example]) -> list[int]:
 
     first: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
-        for name in (("conversation", f"{example.person}/{example.conversation}"), ("prompt", _bare_prompt(example))):
+        for name in _names(example):
             other = root(first.setdefault(name, index))
             mine = root(index)
             parent[max(mine, other)] = min(mine, other)
     return [root(i) for i in range(len(examples))]
+
+
+def _names(example: Example) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What an example may share with others so that one tells of the other."""
+    return ("conversation", f"{example.person}/{example.conversation}"), ("prompt", _bare_prompt(example))
 
 
 def _bare_prompt(example: Example) -> str:

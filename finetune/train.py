@@ -1,28 +1,24 @@
-"""The training loop: a fresh LoRA on the frozen base, from preference pairs and demonstrations in any mixture.
+"""The training loop: a fresh LoRA on the frozen base, from votes of every kind in any mixture.
 
-    example loss = NLL(first)                        for a demonstration
-                 + dpo_weight · cDPO + nll_weight · NLL(chosen)     for a pair
-    step loss    = Σ w · example loss / Σ w
+    step loss = Σ w · example loss / Σ w, each example in the loss that fits it (mixture.py)
 
-A pair that carries a demonstration has NLL(first) at weight 1 and the DPO term. The result is a function
-of (base, examples, settings, seed): on a CPU with the same number of threads, bit for bit.
+The result is a function of (base, examples, settings, seed): on a CPU with the same number of threads, bit for bit.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from assistant.settings import NightSettings
-from finetune.batches import Batch, Encoded, make_batch, micro_batches, plan_steps, row_key
+from finetune.batches import Encoded, make_batch, micro_batches, plan_steps
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import Lora, attach_lora
-from finetune.losses import dpo_losses, sum_by_row, token_mean_nll
+from finetune.mixture import Sums, add_up, step_divergence
 from finetune.progress import Progress, silent
 from finetune.scoring import batch_token_logps
 
@@ -39,26 +35,8 @@ class Trained:
     """PEFT's names to float32 factors."""
     target_modules: list[str]
     history: list[dict[str, float]]
-    """One entry a step: loss, accuracy, margin, chosen_logp, grad_norm, learning_rate."""
+    """One entry a step: loss, accuracy, margin, chosen_logp (of pairs), kl (of thumbs), grad_norm, learning_rate."""
     seconds: float
-
-
-@dataclass
-class _Sums:
-    """Weighted sums over a step's micro-batches."""
-
-    loss: float = 0.0
-    pairs: float = 0.0
-    right: float = 0.0
-    margin: float = 0.0
-    chosen_logp: float = 0.0
-
-    def numbers(self) -> dict[str, float]:
-        """Means for the progress line; those of pairs only where there are some."""
-        if not self.pairs:
-            return {"loss": self.loss}
-        means = {"accuracy": self.right, "margin": self.margin, "chosen_logp": self.chosen_logp}
-        return {"loss": self.loss, **{name: value / self.pairs for name, value in means.items()}}
 
 
 def train_adapter(
@@ -73,7 +51,7 @@ def train_adapter(
     Args:
         model: the base; the same, bit for bit, afterwards.
         examples: what to learn from.
-        reference: row key to the base's log-probability, for every row of every pair.
+        reference: row key to the base's log-probability, for every reference row of every example.
         night: rank, alpha, learning_rate, epochs, beta and the other training settings.
         progress: told after each step.
 
@@ -112,7 +90,7 @@ def accumulate_gradients(
     reference: Mapping[str, float],
     night: NightSettings,
     token_budget: int = TOKEN_BUDGET,
-) -> _Sums:
+) -> Sums:
     """Add the gradients of one step's loss, micro-batch by micro-batch.
 
     Args:
@@ -123,11 +101,12 @@ def accumulate_gradients(
         token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
     """
     total_weight = sum(e.weight for e in examples)
-    sums = _Sums()
+    sums = Sums()
+    divergence = step_divergence(model, examples, reference, token_budget, sums)
     for members in micro_batches(examples, token_budget):
         batch = make_batch([row for e in members for row in e.rows], model.device)
         logps = batch_token_logps(model, batch)
-        loss = _weighted_loss(logps, batch, members, reference, night, sums) / total_weight
+        loss = add_up(logps, batch, members, reference, divergence, night, sums) / total_weight
         loss.backward()
         sums.loss += float(loss.detach())
     return sums
@@ -139,42 +118,6 @@ def schedule(step: int, steps: int) -> float:
     if step <= warm_up:
         return step / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up + 1)))
-
-
-def _weighted_loss(
-    logps: Tensor,
-    batch: Batch,
-    members: Sequence[Encoded],
-    reference: Mapping[str, float],
-    night: NightSettings,
-    sums: _Sums,
-) -> Tensor:
-    """Σ w · loss over the micro-batch, and its numbers added to the sums."""
-    rows = [row for e in members for row in e.rows]
-    firsts = list(accumulate((len(e.completions) for e in members[:-1]), initial=0))
-    weights = torch.tensor([e.weight for e in members], device=logps.device)
-    imitation = torch.tensor([1.0 if e.demonstrated else night.nll_weight for e in members], device=logps.device)
-    nll = token_mean_nll(logps, batch.rows, len(rows))
-    loss = (weights * imitation * nll[firsts]).sum()
-    chosen = [i for i, first in enumerate(firsts) if members[i].is_pair]
-    if not chosen:
-        return loss
-    sequence = sum_by_row(logps, batch.rows, len(rows))
-    chosen_rows = [firsts[i] for i in chosen]
-    rejected_rows = [row + 1 for row in chosen_rows]
-    known = torch.tensor([reference.get(row_key(row), math.nan) for row in rows], device=logps.device)
-    quadruple = sequence[chosen_rows], sequence[rejected_rows], known[chosen_rows], known[rejected_rows]
-    preference = dpo_losses(*quadruple, night.beta, night.label_smoothing)
-    _count(sums, night.beta, weights[chosen], *[t.detach() for t in quadruple])
-    return loss + night.dpo_weight * (weights[chosen] * preference).sum()
-
-
-def _count(sums: _Sums, beta: float, w: Tensor, chosen: Tensor, rejected: Tensor, ref_c: Tensor, ref_r: Tensor) -> None:
-    margins = beta * ((chosen - ref_c) - (rejected - ref_r))
-    sums.pairs += float(w.sum())
-    sums.right += float((w * ((margins > 0).float() + 0.5 * (margins == 0).float())).sum())
-    sums.margin += float((w * margins).sum())
-    sums.chosen_logp += float((w * chosen).sum())
 
 
 def _magnitude(lora: Lora) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from assistant.adapters import AdapterInfo, write_adapter
 from assistant.loading import Base, ServedModel, load_served, load_tokenizer, load_trainable
@@ -17,6 +18,7 @@ from assistant.settings import Settings
 from finetune.anchors import anchor_examples
 from finetune.attention import short_rows
 from finetune.batches import Encoded, encode_examples
+from finetune.errors import NothingToLearn
 from finetune.evaluate import (
     FixedReplies,
     Preferences,
@@ -28,6 +30,8 @@ from finetune.evaluate import (
 )
 from finetune.examples import Example
 from finetune.gate import Measures
+from finetune.kto import prepare_thumbs
+from finetune.notes import ONE_SIDED
 from finetune.progress import Progress, silent
 from finetune.reference import LogpCache, reference_logps
 from finetune.train import Trained, train_adapter
@@ -72,6 +76,7 @@ class TrainingRun:
     trained: Trained
     counts: dict[str, int]
     pairs: int
+    """Those of rankings counted one by one."""
     examples: int
     reference_seconds: float
 
@@ -101,12 +106,13 @@ def train_and_write(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     tokenizer = load_tokenizer(base)
-    encoded, counts = encode_examples(tokenizer, examples, settings.night.max_tokens)
     template = template_hash(tokenizer)
     model = load_trainable(base)
+    max_tokens = min(settings.night.max_tokens, context_tokens(model))
+    encoded, counts = encode_for_training(tokenizer, examples, max_tokens, settings.night.seed)
     form = f"{model.dtype} {model.device.type}".removeprefix("torch.")
     cache = LogpCache(settings.cache_dir, base.id, form, template)
-    rows = [row for e in encoded if e.is_pair for row in e.rows]
+    rows = [row for e in encoded for row in e.reference_rows]
     started = time.monotonic()
     share = settings.night.anchor_share
     anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
@@ -127,7 +133,38 @@ def train_and_write(
         template_hash=template,
         run_id=run_id,
     )
-    return TrainingRun(adapter, trained, counts, sum(e.is_pair for e in encoded), len(encoded), reference_seconds)
+    return TrainingRun(adapter, trained, counts, sum(len(e.pairs) for e in encoded), len(encoded), reference_seconds)
+
+
+def encode_for_training(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_tokens: int, seed: int
+) -> tuple[list[Encoded], dict[str, int]]:
+    """Turn examples into tokens with all that their losses need, and count what was shortened or left out.
+
+    Args:
+        tokenizer: gives the template.
+        examples: already weighted and chosen for a method.
+        max_tokens: longest prompt plus completion.
+        seed: decides which completion goes to which prompt in KTO's estimate.
+
+    Raises:
+        NothingToLearn: none is left; an adapter of anchors alone would look like a success.
+    """
+    encoded, counts = encode_examples(tokenizer, examples, max_tokens)
+    if examples and not encoded:
+        raise NothingToLearn(
+            f"Every prompt is longer than the {max_tokens:,} tokens that fit with its reply. "
+            "Raise NIGHTSCHOOL_NIGHT__MAX_TOKENS, take a model with a longer context, or shorten the prompts."
+        )
+    prepared, thumbs = prepare_thumbs(encoded, max_tokens, seed)
+    if encoded and not prepared:
+        raise NothingToLearn(ONE_SIDED)
+    return prepared, counts | thumbs
+
+
+def context_tokens(model: PreTrainedModel) -> int:
+    """Give the most tokens that a model was made for."""
+    return int(model.config.get_text_config().max_position_embeddings)
 
 
 class ExaminationRoom:
@@ -146,7 +183,10 @@ class ExaminationRoom:
         self._progress = progress
         tokenizer = self.served.tokenizer
         self.pairs: list[Encoded]
-        self.pairs, self.counts = encode_examples(tokenizer, pairs, settings.night.max_tokens)
+        max_tokens = min(settings.night.max_tokens, context_tokens(self.served.model))
+        self.pairs, self.counts = encode_examples(tokenizer, pairs, max_tokens)
+        if not self.pairs:
+            raise NothingToLearn("Every pair to examine on is longer than the model's context. Give shorter ones.")
         self._cache = served_cache(settings.cache_dir, self.served, template_hash(tokenizer))
         self._base_rows = score_rows(self.served, self.pairs, None, self._cache, progress)
         self._base_perplexity = fixed_text_perplexity(self.served, None)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from assistant.settings import NightSettings
 from feedback_store import open_store
 from finetune.batches import encode_examples
-from finetune.collect import Votes, collect_votes, divide_votes, gather, read_examples, write_manifest
-from finetune.errors import BadData
-from finetune.examples import Example, select_method
+from finetune.collect import Votes, collect_votes, divide_votes, gather, write_manifest
+from finetune.examples import Example, as_pairs, count_one_sided, data_hash, select_method, settings_for
 from finetune.split import split_examples
-from tests.finetune_support import demonstration, fill_store, pair
+from tests.finetune_support import demonstration, fill_store, pair, ranking, rate_store, thumb
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -67,6 +67,98 @@ def test_each_method_takes_what_it_learns_from() -> None:
     assert len(select_method(examples, "auto")) == 3
     assert {e.completions for e in select_method(examples, "sft")} == {("better?",), ("what do you know?",)}
     assert not any(e.demonstrated for e in select_method(examples, "dpo")) and len(select_method(examples, "dpo")) == 2
+
+
+EVERYTHING = (pair(1), demonstration(2), thumb(3), thumb(4, up=False), ranking(5))
+
+
+@pytest.mark.parametrize(
+    ("method", "judgements"),
+    [
+        ("auto", {"pair", "demonstration", "thumb-up", "thumb-down", "ranking"}),
+        ("sft", {"demonstration"}),
+        ("dpo", {"pair", "ranking"}),
+        ("ipo", {"pair", "ranking"}),
+        ("robust", {"pair", "ranking"}),
+        ("norm", {"pair", "ranking"}),
+        ("kto", {"thumb-up", "thumb-down"}),
+        ("rankings", {"ranking"}),
+    ],
+)
+def test_each_method_takes_the_kinds_it_learns_from(method: Any, judgements: set[str]) -> None:
+    taken = select_method(gathered(*EVERYTHING).examples, method)
+    assert {e.judgement for e in taken} == judgements
+    chosen = settings_for(NightSettings(), method).pair_loss
+    assert chosen == (method if method in ("dpo", "ipo", "robust", "norm") else "dpo")
+
+
+def test_kto_takes_a_pair_as_two_thumbs_and_says_nothing_twice() -> None:
+    chosen = thumb(1, "yes?")
+    taken = select_method(gathered(pair(1, "yes?", "no"), chosen).examples, "kto")
+    assert {(e.completions, e.thumb) for e in taken} == {(("yes?",), True), (("no",), False)} and len(taken) == 2
+
+
+def test_thumbs_of_one_side_are_left_out_and_counted() -> None:
+    votes = gathered(*[pair(i) for i in range(20)], *[thumb(30 + i) for i in range(5)])
+    assert votes.usable("auto") == 20 and votes.usable("kto") == 45
+    assert (count_one_sided(votes.examples, "auto"), count_one_sided(votes.examples, "dpo")) == (5, 0)
+    data = divide_votes(votes, "auto", 0.2, 0)
+    assert data.counts["one_sided_thumbs"] == 5 and not any(e.thumb for e in data.train)
+    balanced = divide_votes(gathered(*votes.examples, thumb(50, up=False)), "auto", 0.2, 0)
+    assert balanced.counts["one_sided_thumbs"] == 0 and sum(e.thumb is not None for e in balanced.train) == 6
+
+
+def test_what_prefers_nothing_is_counted_and_left_out() -> None:
+    votes = gathered(ranking(1, (1, 1, 1)), ranking(2, (1, 2), completions=("same", "same")), ranking(3))
+    assert votes.counts["ties"] == 2 and votes.counts["rankings"] == len(votes.examples) == 1
+
+
+def test_a_ranking_is_the_same_in_whatever_order_it_was_shown() -> None:
+    shown = ranking(1, (2, 1, 3), completions=("b", "a", "c"))
+    other = ranking(1, (3, 1, 2), completions=("c", "a", "b"))
+    assert gathered(shown, other).counts["repeated"] == 1
+    assert (shown.completions, shown.ranks) == (("a", "b", "c"), (1, 2, 3))
+    assert ranking(1, (1, 1, 2), completions=("a", "b", "c")).key != shown.key
+
+
+def test_opposite_thumbs_on_one_text_contradict_each_other_and_both_stay() -> None:
+    votes = gathered(thumb(1, person="1"), thumb(1, up=False, person="2"))
+    assert votes.counts["contradictions"] == 1 and votes.usable("auto") == 2
+
+
+def test_a_ranking_is_examined_as_its_pairs_and_thumbs_are_not_examined() -> None:
+    [first, second] = as_pairs(ranking(1, (1, 2, 2)))
+    assert first.is_pair and first.completions == ("reply 0 of 1", "reply 1 of 1")
+    assert second.key == pair(1, "reply 0 of 1", "reply 2 of 1").key
+    assert as_pairs(thumb(1)) == as_pairs(demonstration(1)) == []
+    votes = gathered(*[ranking(i) for i in range(20)], *[thumb(40 + i, up=i % 2 == 0) for i in range(20)])
+    data = divide_votes(votes, "auto", 0.2, 0)
+    assert {e.judgement for e in data.train} == {"ranking", "thumb-up", "thumb-down"}
+    assert {e.judgement for e in data.heldout} == {"pair"} and len(data.heldout) % 3 == 0
+    assert sum(e.thumb is not None for e in data.train) == 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_thumb_tells_of_what_is_held_out(seed: int) -> None:
+    examples = [pair(i, conversation=f"c{i}", person=str(i % 3)) for i in range(60)]
+    same_talk = [thumb(100 + i, conversation=f"c{i}", person=str(i % 3)) for i in range(60)]
+    same_prompt = [thumb(i, "other", up=False, conversation=f"x{i}", person="9") for i in range(60)]
+    split = split_examples([*examples, *same_talk, *same_prompt], 0.2, seed)
+    held = {e.conversation for e in split.heldout}
+    assert split.heldout and not any(e.thumb is not None for e in split.heldout)
+    assert not held & {e.conversation for e in split.train} and not prompts(split.heldout) & prompts(split.train)
+    assert any(e.thumb is not None for e in split.train) and any(e.thumb is not None for e in split.aside)
+
+
+def test_thumbs_do_not_change_which_pairs_are_held_out() -> None:
+    pairs = [pair(i) for i in range(60)]
+    rated = [thumb(100 + i) for i in range(60)]
+    assert split_examples(pairs, 0.2, 0).heldout == split_examples([*pairs, *rated], 0.2, 0).heldout
+
+
+def test_a_flip_probability_changes_the_data() -> None:
+    sure, unsure = pair(1), Example(**{**vars(pair(1)), "flip": 0.3})
+    assert data_hash([sure], []) != data_hash([unsure], [])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -154,6 +246,11 @@ def test_the_manifest_holds_ids_weights_and_parts_and_no_text(tmp_path: Path) ->
     assert {line["part"] for line in lines} == {"train", "heldout"}
     assert {tuple(line["ids"]) for line in lines} == {(f"m{i}",) for i in range(20)}
     assert all(line["weight"] > 0 for line in lines)
+    assert {line["person"] for line in lines} == {"1"} and lines[0]["conversation"].startswith("c")
+    kinds = gathered(*[e for i in range(30) for e in (thumb(3 * i), ranking(3 * i + 1), thumb(3 * i + 2, up=False))])
+    write_manifest(tmp_path / "kinds.jsonl", divide_votes(kinds, "auto", 0.2, 0))
+    found = [json.loads(line)["kind"] for line in (tmp_path / "kinds.jsonl").read_text().splitlines()]
+    assert set(found) == {"thumb-up", "thumb-down", "ranking", "pair"}
 
 
 def test_the_store_gives_its_choices_with_prompt_person_and_ids(home: Path) -> None:
@@ -169,6 +266,24 @@ def test_the_store_gives_its_choices_with_prompt_person_and_ids(home: Path) -> N
     assert len(first.ids) == 2 and first.weight == 1.0
 
 
+def test_the_store_gives_its_thumbs_and_rankings_and_no_thumb_twice(home: Path) -> None:
+    home.mkdir()
+    store = open_store(home / "nightschool.db")
+    rate_store(store, ["one", "two", "three"])
+    votes = collect_votes(store, now=datetime.now(UTC), half_life_days=45)
+    kinds = sorted(e.judgement for e in votes.examples)
+    assert kinds == ["pair", "ranking", "thumb-up"]
+    lone = next(e for e in votes.examples if e.thumb is not None)
+    assert lone.prompt[-1]["content"] == "one" and (lone.source, len(lone.ids)) == ("thumb", 1)
+    ranked = next(e for e in votes.examples if e.ranks)
+    assert (ranked.completions, ranked.ranks) == (("best", "good", "worst"), (1, 2, 2)) and len(ranked.ids) == 3
+    assert {(e.thumb, e.completions) for e in select_method(votes.examples, "kto")} == {
+        (True, ("good",)),
+        (True, ("best",)),
+        (False, ("worst",)),
+    }
+
+
 def test_control_tokens_in_peoples_text_are_counted_and_stay_text() -> None:
     from tests.tiny import tiny_tokenizer
 
@@ -180,6 +295,13 @@ def test_control_tokens_in_peoples_text_are_counted_and_stay_text() -> None:
     assert row.prompt.count(start) == 2 and row.completions[0].count(end) == 1
 
 
+def test_text_that_the_tokenizer_splits_badly_is_counted_and_kept() -> None:
+    from tests.tiny import tiny_tokenizer
+
+    rows, counts = encode_examples(tiny_tokenizer(), [pair(1, "사과는 몇 개인가요?"), pair(2)], 512)
+    assert counts["split_badly"] == 1 and len(rows) == 2
+
+
 def test_what_does_not_fit_is_shortened_or_left_out_and_counted() -> None:
     from tests.tiny import tiny_tokenizer
 
@@ -187,61 +309,5 @@ def test_what_does_not_fit_is_shortened_or_left_out_and_counted() -> None:
     long_history = Example(**{**vars(pair(1)), "prompt": tuple(turns)})
     examples = [long_history, pair(2, prompt="z" * 400), pair(3, chosen="b" * 400)]
     rows, counts = encode_examples(tiny_tokenizer(), examples, 200)
-    assert counts == {"control_tokens": 0, "dropped_turns": 2, "cut_completions": 1, "too_long": 1}
+    assert counts == {"control_tokens": 0, "dropped_turns": 2, "cut_completions": 1, "too_long": 1, "split_badly": 0}
     assert all(row.width <= 200 for row in rows)
-
-
-def line(**fields: Any) -> str:
-    row = {
-        "prompt": [{"role": "user", "content": "hi"}],
-        "chosen": [{"role": "assistant", "content": "a"}],
-        "rejected": [{"role": "assistant", "content": "b"}],
-    }
-    return json.dumps({**row, **fields})
-
-
-def test_a_file_of_preferences_and_demonstrations_is_read(tmp_path: Path) -> None:
-    shown = json.dumps(
-        {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}
-    )
-    path = tmp_path / "data.jsonl"
-    path.write_text(line(annotator="ana", created_at="2026-01-01T00:00:00Z", id="x") + "\n\n" + shown + "\n")
-    (first, second), problems = read_examples(path)
-    assert not problems
-    assert (first.person, first.ids, first.completions) == ("ana", ("x",), ("a", "b"))
-    assert second.demonstrated and second.completions == ("ho",)
-
-
-BAD = {
-    "{": "not JSON",
-    "[1]": "not a JSON object",
-    '{"prompt": []}': '"prompt" is not a list of messages',
-    line(prompt="hi"): '"prompt" is not a list of messages',
-    line(prompt=[{"role": "tool", "content": "x"}]): "known role",
-    line(prompt=[{"role": "assistant", "content": "x"}]): "does not end with a user message",
-    line(chosen=[{"role": "assistant", "content": "  "}]): '"chosen" is empty',
-    line(rejected=[{"role": "user", "content": "x"}]): "not exactly one assistant message",
-    line(rejected=None): '"rejected" is not a list',
-    line(created_at="yesterday"): "ISO-8601",
-    line(annotator=[1]): '"annotator" is not a text',
-    line(chosen=[{"role": "assistant", "content": "\ud800"}]): "surrogate",
-    '{"prompt": [{"role": "user", "content": "x"}]}': "neither",
-}
-
-
-@pytest.mark.parametrize(("bad", "reason"), BAD.items())
-def test_a_bad_line_is_named_by_number_and_reason(tmp_path: Path, bad: str, reason: str) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text(f"{line()}\n{bad}\n{line(id='3')}\n")
-    with pytest.raises(BadData) as caught:
-        read_examples(path)
-    assert "Line 2 of data.jsonl" in str(caught.value) and reason in str(caught.value)
-    kept, problems = read_examples(path, skip_bad=True)
-    assert len(kept) == 2 and len(problems) == 1
-
-
-def test_an_empty_or_absent_file_is_said(tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").write_text("\n")
-    for name in ("empty.jsonl", "absent.jsonl"):
-        with pytest.raises(BadData, match=name):
-            read_examples(tmp_path / name)

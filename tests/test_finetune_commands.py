@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from assistant.__main__ import main as assistant
+from assistant.adapters import verify_adapter
+from assistant.loading import resolve_base
 from assistant.settings import load_settings
 from feedback_store import open_store
 from finetune import evaluate
@@ -46,6 +49,9 @@ class Runner:
 
     def text(self, *arguments: str) -> str:
         assert main(arguments) == 0
+        return self._capsys.readouterr().out
+
+    def printed(self) -> str:
         return self._capsys.readouterr().out
 
     def error(self, *arguments: str) -> str:
@@ -130,6 +136,10 @@ def test_train_writes_an_adapter_that_evaluate_takes(tiny: Path, tmp_path: Path,
     assert {"accuracy", "low", "high", "n", "length_baseline", "token_logprob_accuracy", "perplexity"} <= set(found)
     assert found["adapter"] == trained["adapter"] and found["n"] == 12 and found["length_baseline"] == 1.0
     assert found["accuracy"] > 0.5
+    assert assistant(["ask", "Why?", "--adapter", str(tmp_path / "out"), "--max-new-tokens", "3", "--json"]) == 0
+    assert f'"adapter": "{trained["adapter"]}"' in run.printed()
+    assert assistant(["ask", "Why?", "--adapter", str(tmp_path), "--json"]) == 1
+    assert "no adapter in" in run.printed()
     printed = run.text("evaluate", "base", "--data", str(data))
     assert "0.500" in printed and "longer answer wins      1.000" in printed and "12 pairs" in printed
 
@@ -139,6 +149,94 @@ def test_demonstrations_are_trained_on_and_give_examples_a_second(tiny: Path, tm
     (tmp_path / "shown.jsonl").write_text(json.dumps(shown))
     arguments = ("train", "--method", "sft", "--data", str(tmp_path / "shown.jsonl"), "--out", str(tmp_path / "out"))
     assert "examples_per_s" in run.json(*arguments)
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def lines(path: Path, *rows: dict[str, Any]) -> Path:
+    asked = [{"prompt": [{"role": "user", "content": f"question {n}"}], **row} for n, row in enumerate(rows)]
+    path.write_text("\n".join(json.dumps(row) for row in asked))
+    return path
+
+
+THUMBS = [{"completion": said(f"reply {n}"), "label": n % 3 > 0} for n in range(9)]
+RANKINGS = [{"completions": [said("fine"), said("good?"), said("bad")], "ranks": [2, 1, 3]} for _ in range(4)]
+COMPARISONS = [{"left": said("yes"), "right": said("no?"), "choice": choice} for choice in ("left", "right", "tie")]
+SHOWN = [{"completion": said("so?")}]
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "unit", "count"),
+    [
+        ("kto", THUMBS, "examples_per_s", 9),
+        ("rankings", RANKINGS, "pairs_per_s", 4),
+        ("dpo", COMPARISONS, "pairs_per_s", 2),
+        pytest.param("auto", THUMBS + RANKINGS + COMPARISONS + SHOWN, "pairs_per_s", 16, marks=pytest.mark.long),
+        pytest.param("norm", RANKINGS + COMPARISONS, "pairs_per_s", 6, marks=pytest.mark.long),
+        pytest.param("ipo", COMPARISONS, "pairs_per_s", 2, marks=pytest.mark.long),
+        pytest.param("robust", COMPARISONS[:1], "pairs_per_s", 1, marks=pytest.mark.long),
+        pytest.param("sft", SHOWN, "examples_per_s", 1, marks=pytest.mark.long),
+    ],
+)
+def test_every_kind_of_vote_trains_an_adapter(
+    tiny: Path,
+    tmp_path: Path,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    rows: list[dict[str, Any]],
+    unit: str,
+    count: int,
+) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_NIGHT__ANCHOR_SHARE", "0")
+    data, out = lines(tmp_path / "data.jsonl", *rows), tmp_path / "out"
+    trained = run.json("train", "--method", method, "--data", str(data), "--out", str(out))
+    assert {unit, "peak_gb", "epochs", "seconds", "notes"} <= set(trained) and trained["examples"] == count
+    assert verify_adapter(out, resolve_base(load_settings()).id).id == trained["adapter"]
+    ties = sum(row.get("choice") == "tie" for row in rows)
+    assert trained["ties"] == ties and any("preferred nothing" in note for note in trained["notes"]) == bool(ties)
+
+
+@pytest.mark.long
+def test_an_adapter_is_examined_on_the_pairs_of_rankings(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    data = lines(tmp_path / "data.jsonl", *RANKINGS)
+    found = run.json("evaluate", "base", "--data", str(data))
+    assert found["n"] == 12 and found["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "words"),
+    [
+        ("kto", [row for row in THUMBS if row["label"]], "All thumbs point the same way"),
+        ("auto", [row for row in THUMBS if not row["label"]], "All thumbs point the same way"),
+        ("auto", COMPARISONS[2:], "All 1 judgements are ties"),
+        ("auto", [{"completions": [said("a"), said("b")], "ranks": [1, 1]}], "are ties"),
+        ("auto", [{"chosen": said("same"), "rejected": said("same")}], "nothing to learn"),
+        ("rankings", COMPARISONS, "there are only 2 pairs"),
+        ("auto", [{"chosen": said("a"), "rejected": said("b"), "prompt": [{"role": "user", "content": "z" * 9000}]}],
+         "Every prompt is longer"),
+    ],
+)  # fmt: skip
+def test_a_file_that_teaches_nothing_is_one_sentence(
+    tiny: Path, tmp_path: Path, run: Runner, method: str, rows: list[dict[str, Any]], words: str
+) -> None:
+    data = lines(tmp_path / "data.jsonl", *rows)
+    assert words in run.error("train", "--method", method, "--data", str(data), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".train-*"))
+
+
+def test_what_was_shortened_or_odd_is_told(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    rows = [
+        {"chosen": said("사과는 몇 개인가요?"), "rejected": said("<|im_end|>")},
+        {"chosen": said("a"), "rejected": said("b" * 2000)},
+        {"chosen": said("same"), "rejected": said("same")},
+    ]
+    data = lines(tmp_path / "data.jsonl", *rows)
+    trained = run.json("train", "--data", str(data), "--out", str(tmp_path / "out"))
+    assert (trained["pairs"], trained["equal"], trained["control_tokens"], trained["split_badly"]) == (2, 1, 1, 1)
+    assert trained["cut_completions"] == 1 and len(trained["notes"]) == 4
 
 
 def test_bad_lines_stop_a_training_unless_they_are_left_out(tiny: Path, tmp_path: Path, run: Runner) -> None:

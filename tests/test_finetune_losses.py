@@ -1,18 +1,12 @@
-"""The losses against hand-worked numbers, the dense head, and TRL's DPO trainer."""
+"""The losses against hand-worked numbers, and the head in chunks against the dense one."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from assistant.settings import NightSettings
-from finetune import losses
-from finetune.batches import Encoded, row_key
-from finetune.lora import attach_lora
-from finetune.scoring import row_logps
-from finetune.train import accumulate_gradients
-from tests.tiny import tiny_model, tiny_tokenizer
+from finetune import kto, losses
+from finetune.examples import ordered_pairs
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -37,6 +31,97 @@ def test_conservative_dpo_stops_pushing_where_the_margin_says_what_the_smoothing
     policy = tensor(logratio).requires_grad_()
     losses.dpo_losses(policy, tensor(0), tensor(0), tensor(0), beta, epsilon).sum().backward()
     assert policy.grad is not None and abs(policy.grad.item()) < 1e-12
+
+
+def test_every_pair_may_have_a_flip_probability_of_its_own() -> None:
+    four = tensor(-4, -4), tensor(-9, -9), tensor(-6, -6), tensor(-8, -8)
+    each = losses.dpo_losses(*four, beta=0.5, label_smoothing=tensor(0.1, 0.3))
+    alone = [losses.dpo_losses(*four, beta=0.5, label_smoothing=epsilon)[0].item() for epsilon in (0.1, 0.3)]
+    assert each.tolist() == alone
+    assert alone == pytest.approx([0.3514132780, 0.6514132780])
+
+
+def test_robust_dpo_equals_the_numbers_worked_by_hand() -> None:
+    """β d = 1.5 as above: (0.9 · 0.2014133 - 0.1 · 1.7014133) / 0.8 = 0.0139133."""
+    loss = losses.robust_losses(tensor(-4), tensor(-9), tensor(-6), tensor(-8), beta=0.5, label_smoothing=0.1)
+    assert loss.tolist() == pytest.approx([0.0139132780])
+
+
+def test_robust_dpo_over_its_slips_is_dpo_without_them() -> None:
+    chosen, rejected, known = tensor(-4), tensor(-9), tensor(-6)
+    epsilon = 0.3
+    right = losses.robust_losses(chosen, rejected, known, known, 0.5, epsilon)
+    slipped = losses.robust_losses(rejected, chosen, known, known, 0.5, epsilon)
+    assert torch.allclose(
+        (1 - epsilon) * right + epsilon * slipped, losses.dpo_losses(chosen, rejected, known, known, 0.5)
+    )
+
+
+def test_ipo_equals_the_numbers_worked_by_hand() -> None:
+    """d̄ = 2 / 4 - -1 / 2 = 1; target 1 / (2 · 0.25) = 2; (1 - 2)² = 1."""
+    four = tensor(-4), tensor(-9), tensor(-6), tensor(-8)
+    assert losses.ipo_losses(*four, tensor(4), tensor(2), tau=0.25).tolist() == [1.0]
+    assert losses.ipo_losses(*four, tensor(4), tensor(2), tau=0.5).tolist() == [0.0]
+
+
+def test_length_normalised_dpo_equals_the_numbers_worked_by_hand() -> None:
+    """d̄ = 1 as above, β d̄ = 1.5: the same numbers as conservative DPO at a margin of 1.5."""
+    four = tensor(-4), tensor(-9), tensor(-6), tensor(-8)
+    loss = losses.norm_losses(*four, tensor(4), tensor(2), beta=1.5, label_smoothing=0.1)
+    assert loss.tolist() == pytest.approx([0.3514132780])
+
+
+def test_kto_equals_the_numbers_worked_by_hand() -> None:
+    """r = 2 and -1, z = 0.5, β = 2: 1 - σ(3) = 0.0474259 up; 1 - σ(3) for -1 down, since z - r = 1.5."""
+    loss = kto.kto_losses(tensor(-4, -9), tensor(-6, -8), torch.tensor([True, False]), 0.5, beta=2)
+    assert loss.tolist() == pytest.approx([0.0474258732, 0.0474258732])
+
+
+def test_no_gradient_goes_through_the_divergence_and_it_is_never_below_zero() -> None:
+    policy = tensor(-2, -5).requires_grad_()
+    divergence = kto.kto_divergence(policy, tensor(-4, -4))
+    assert divergence.item() == 0.5 and not divergence.requires_grad
+    assert kto.kto_divergence(policy, tensor(-1, -1)).item() == 0
+    assert kto.kto_divergence(tensor(), tensor()).item() == 0
+    away = policy.mean()
+    kto.kto_losses(tensor(-3), tensor(-3), torch.tensor([True]), away, beta=1).requires_grad_().sum().backward()
+    assert policy.grad is None
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "factors"),
+    [(3, 1, (1 / 3, 1)), (0.5, 2, (1, 0.25)), (2, 2, (1, 1)), (5, 0, (0, 0)), (0, 5, (0, 0)), (0, 0, (0, 0))],
+)
+def test_both_sides_weigh_the_same_none_more_than_it_was_given_and_one_alone_nothing(
+    up: float, down: float, factors: tuple[float, float]
+) -> None:
+    assert kto.balance_sides(up, down) == pytest.approx(factors)
+
+
+def test_the_pairs_of_a_ranking_are_all_that_are_in_order_and_no_ties() -> None:
+    assert ordered_pairs((1, 2, 2, 3)) == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+    assert ordered_pairs((1, 1)) == []
+    assert len(ordered_pairs(range(9))) == 36
+
+
+def test_plackett_luce_equals_the_numbers_worked_by_hand() -> None:
+    """s = ln 4, ln 2, ln 1, best first: 4 of 7 draw the first, 2 of 3 the second; the last is drawn by itself."""
+    rewards = tensor(math.log(4), math.log(2), 0)
+    expected = -(math.log(4 / 7) + math.log(2 / 3)) / 2
+    assert losses.plackett_luce_loss(rewards, (1, 2, 3)).item() == pytest.approx(expected)
+
+
+def test_tied_completions_do_not_compete_with_each_other() -> None:
+    """Both best are drawn against the last alone: 4 of 5 and 2 of 3."""
+    rewards = tensor(math.log(4), math.log(2), 0)
+    expected = -(math.log(4 / 5) + math.log(2 / 3)) / 2
+    assert losses.plackett_luce_loss(rewards, (1, 1, 2)).item() == pytest.approx(expected)
+
+
+def test_plackett_luce_of_two_is_dpo() -> None:
+    rewards = 0.5 * (tensor(-4, -9) - tensor(-6, -8))
+    dpo = losses.dpo_losses(tensor(-4), tensor(-9), tensor(-6), tensor(-8), beta=0.5)
+    assert losses.plackett_luce_loss(rewards, (1, 2)).item() == pytest.approx(dpo.item())
 
 
 def test_the_token_mean_of_each_row_equals_the_numbers_worked_by_hand() -> None:
@@ -74,70 +159,3 @@ def test_a_confident_head_in_bf16_keeps_its_small_gradient() -> None:
     torch.log_softmax(exact @ head.weight.float().T, -1)[0, 0].backward()
     assert mine.grad is not None and exact.grad is not None
     assert torch.allclose(mine.grad.float(), exact.grad, rtol=0.02, atol=1e-7)
-
-
-@pytest.mark.filterwarnings("ignore")  # TRL's own business
-def test_dpo_loss_and_gradient_agree_with_trl(tmp_path: Path) -> None:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
-
-    texts = [
-        ("What now?", "Let us look.", "No."),
-        ("Why is that so?", "Because.", "It is late, I think."),
-        ("Hm", "a", "b"),
-    ]
-    data = Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in texts])
-    config = DPOConfig(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=len(texts),
-        beta=0.3,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = DPOTrainer(
-        tiny_model(), args=config, train_dataset=data, processing_class=tiny_tokenizer(), peft_config=lora
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    named = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    torch.manual_seed(1)
-    for parameter in named.values():
-        parameter.data.normal_(std=0.1)
-    trainer.model.train()
-    expected = trainer.compute_loss(trainer.model, batch)
-    expected.backward()
-
-    model = tiny_model()
-    examples = _encoded_like(batch)
-    reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in e.rows}
-    night = NightSettings(rank=4, alpha=8, beta=0.3, label_smoothing=0, dpo_weight=1, nll_weight=0)
-    with attach_lora(model, model.lm_head, rank=4, alpha=8, seed=0) as mine:
-        for name, layer in mine.layers.items():
-            for letter, own in (("A", layer.a), ("B", layer.b)):
-                own.data.copy_(named[f"base_model.model.{name}.lora_{letter}.default.weight"])
-        loss = accumulate_gradients(model, examples, reference, night).loss
-        assert loss == pytest.approx(float(expected), abs=1e-4)
-        assert abs(loss - math.log(2)) > 1e-3, "the policy must differ from its reference"
-        assert len(named) == 2 * len(mine.layers)
-        for name, layer in mine.layers.items():
-            for letter, own in (("A", layer.a), ("B", layer.b)):
-                theirs = named[f"base_model.model.{name}.lora_{letter}.default.weight"].grad
-                assert torch.allclose(own.grad, theirs, atol=1e-4), name
-
-
-def _encoded_like(batch: dict[str, torch.Tensor]) -> list[Encoded]:
-    """The very tokens of a TRL batch: its first half chosen, its second half rejected."""
-    rows = []
-    for ids, attended, completed in zip(
-        batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
-    ):
-        kept = attended.bool()
-        prompt = ids[kept & ~completed.bool()].tolist()
-        rows.append((tuple(prompt), tuple(ids[kept & completed.bool()].tolist())))
-    half = len(rows) // 2
-    pairs = zip(rows[:half], rows[half:], strict=True)
-    return [Encoded(f"e{i}", c[0], (c[1], r[1]), False, 1.0, f"c{i}") for i, (c, r) in enumerate(pairs)]

@@ -14,10 +14,13 @@ from filelock import FileLock
 from assistant.adapters import TENSORS, verify_adapter
 from assistant.settings import Settings
 from feedback_store import Store, open_store
+from feedback_store.erasure import erase_user
+from feedback_store.errors import TaintedAdapter
 from finetune import evaluate, nightly, workshop
 from finetune.errors import TrainingAborted
+from finetune.examples import Method
 from finetune.nightly import NightResult, hours_until_due, run_nightly
-from tests.finetune_support import fill_store, tiny_settings
+from tests.finetune_support import fill_store, rate_both_ways, rate_store, tiny_settings
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.long
@@ -99,6 +102,62 @@ def test_the_same_votes_give_the_same_adapter_and_the_night_says_that_nothing_ch
     assert (first.outcome, second.outcome) == ("promoted", "skipped")
     assert first.adapter == second.adapter and "Nothing has changed" in second.reasons[0]
     assert store.registry.live().generation == 1
+
+
+def test_a_night_learns_from_thumbs_and_rankings_and_records_whose_they_were(settings: Settings, store: Store) -> None:
+    fill_store(store, QUESTIONS[:15], person="ana")
+    rate_store(store, [f"What is {n} for?" for n in range(30)])
+    result = run_nightly(settings, store)
+    assert result.outcome == "promoted" and result.adapter, result.reasons
+    report = report_of(settings, result)
+    counts = report["counts"]
+    assert (counts["pairs"], counts["thumbs_up"], counts["rankings"]) == (15 + 10, 10, 10)
+    assert counts["one_sided_thumbs"] == 10 and any("same way" in note for note in report["notes"])
+    assert "same way" in (settings.runs_dir / str(result.run) / "report.md").read_text()
+    lines = [
+        json.loads(text) for text in (settings.runs_dir / str(result.run) / "manifest.jsonl").read_text().splitlines()
+    ]
+    ranked = {message for line in lines if line["kind"] == "ranking" for message in line["ids"]}
+    with store.connections.read() as db:
+        recorded = {row[0] for row in db.execute("SELECT message_id FROM train_item")}
+    assert ranked and recorded == {message for line in lines for message in line["ids"]}
+
+
+def test_who_only_gave_thumbs_taints_the_adapter_when_erased(settings: Settings, store: Store) -> None:
+    fill_store(store, QUESTIONS[:20])
+    rater = store.people.add("rater")
+    store.consent.set_person(rater.id, "on")
+    rate_both_ways(store, rater.id, 6)
+    result = run_nightly(settings, store)
+    assert result.outcome == "promoted" and result.adapter
+    assert report_of(settings, result)["counts"]["one_sided_thumbs"] == 0
+    assert erase_user(store, "rater").adapters == (result.adapter,)
+    with pytest.raises(TaintedAdapter):
+        store.registry.promote(result.adapter, store.registry.live().generation)
+
+
+@pytest.mark.parametrize("method", ["kto", "rankings", "ipo", "robust", "norm"])
+def test_a_night_of_one_method_takes_its_loss_and_its_votes(settings: Settings, store: Store, method: Method) -> None:
+    rate_store(store, [f"What is {n} for?" for n in range(36)])
+    result = run_nightly(settings, store, method=method)
+    assert result.outcome in ("promoted", "refused"), result.reasons
+    run = json.loads((settings.runs_dir / str(result.run) / "run.json").read_text())
+    assert run["method"] == method
+    assert run["settings"]["night"]["pair_loss"] == ("dpo" if method in ("kto", "rankings") else method)
+
+
+def test_a_night_of_thumbs_alone_says_that_there_is_nothing_to_examine_with(settings: Settings, store: Store) -> None:
+    rate_both_ways(store, store.people.owner().id, 12)
+    result = run_nightly(settings, store)
+    assert result.outcome == "skipped" and "nothing to examine" in result.reasons[0]
+
+
+def test_a_night_of_thumbs_that_all_point_the_same_way_says_so(settings: Settings, store: Store) -> None:
+    for n in range(12):
+        rate_store(store, [f"What is {n} for?"])
+    result = run_nightly(settings, store)
+    assert result.outcome == "skipped"
+    assert "has 0: 10 are missing" in result.reasons[0] and "same way" in result.reasons[0]
 
 
 def test_too_few_votes_skip_the_night_and_say_how_many_are_missing(settings: Settings, store: Store) -> None:

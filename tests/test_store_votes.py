@@ -219,6 +219,20 @@ def test_a_prompt_is_the_path_to_the_question_and_an_empty_system_prompt_is_left
     )
 
 
+def test_thumbs_come_with_what_they_are_on_and_not_when_taken_back_or_kept_from_teaching(store: Store) -> None:
+    question = ask(store, "2 + 2?")
+    four, five, six = (answer(store, question, text) for text in ("4", "5", "6"))
+    for reply, value in ((four, 1), (five, -1), (six, 1)):
+        store.votes.rate(reply.id, 1, value)
+    store.votes.rate(six.id, 1, 0)
+    liked, disliked = store.votes.thumbs()
+    assert (liked.completion, liked.up, liked.person_id, liked.ids) == ("4", True, 1, (four.id,))
+    assert (disliked.completion, disliked.up, disliked.conversation_id) == ("5", False, question.conversation_id)
+    assert liked.prompt[-1] == {"role": "user", "content": "2 + 2?"} and liked.key == four.id
+    store.consent.set_conversation(question.conversation_id, 1, "off")
+    assert list(store.votes.thumbs()) == []
+
+
 def test_every_liked_sibling_beats_every_disliked_one(store: Store) -> None:
     question = ask(store)
     texts = {"a": 1, "b": 1, "c": -1, "d": -1, "e": 0}

@@ -1,0 +1,65 @@
+"""What was left out or changed on the way from votes to training, in words. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from finetune.examples import METHODS, Example, Method, select_method
+
+ONE_SIDED = (
+    "All thumbs point the same way, and such thumbs alone teach nothing: they would push every reply up, or every "
+    "reply down. Add some that point the other way, or votes of another kind."
+)
+_NOTES = {
+    "repeated": "{} said the same as another and count once.",
+    "equal": "{} had equal texts on both sides, so nothing was preferred; left out.",
+    "ties": "{} preferred nothing (ties, or both bad); left out.",
+    "contradictions": "{} times the very opposite was said, too; both stay, and their pulls cancel.",
+    "one_sided_thumbs": "{} thumbs all point the same way; left out, since they would push every reply that way.",
+    "thumbs_without_mismatch": "{} thumbs are on one and the same prompt, so KTO's divergence was taken as 0 for them.",
+    "too_long": "{} prompts are longer than what fits with their replies; left out.",
+    "dropped_turns": "{} of the oldest turns did not fit and were left out of their prompts.",
+    "cut_completions": "{} replies were cut at three quarters of the longest example.",
+    "control_tokens": "{} control tokens that people typed were kept as plain text.",
+    "split_badly": "{} have replies in a language that the tokenizer splits into more tokens than characters.",
+}
+_KINDS = {
+    "pair": "pairs",
+    "ranking": "rankings",
+    "demonstration": "demonstrations",
+    "thumb-up": "thumbs up",
+    "thumb-down": "thumbs down",
+}
+TAKES: Mapping[Method, str] = {
+    "auto": "votes",
+    "sft": "rewrites",
+    "dpo": "choices",
+    "ipo": "choices",
+    "robust": "choices",
+    "norm": "choices",
+    "kto": "thumbs or choices",
+    "rankings": "rankings",
+}
+"""What each method learns from, in a word."""
+
+
+def explain(counts: Mapping[str, int]) -> list[str]:
+    """Say in a sentence each what was left out or changed; what did not happen is not mentioned."""
+    return [words.format(counts[name]) for name, words in _NOTES.items() if counts.get(name)]
+
+
+def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> str:
+    """Say why a method finds nothing to learn from.
+
+    Args:
+        examples: what there is.
+        method: what was asked for.
+        ties: judgements that preferred nothing.
+    """
+    if not examples:
+        tied = f"All {ties} judgements are ties" if ties else "No text is preferred to another one"
+        return f"{tied}, so there is nothing to learn. Give votes that prefer something."
+    held = {kind: sum(e.judgement == kind for e in examples) for kind in _KINDS}
+    if method in ("auto", "kto") and held["thumb-up"] + held["thumb-down"]:
+        return ONE_SIDED
+    there = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in held.items() if count)
+    fitting = [f"--method {other}" for other in METHODS if select_method(examples, other)]
+    return f"--method {method} learns from {TAKES[method]}, and there are only {there}. Take {' or '.join(fitting)}."
