@@ -15,6 +15,7 @@ from feedback_store.errors import StoreBusy, StoreDamaged, StoreError
 from feedback_store.file_commands import add_file_commands, check_file_command, run_file_command, run_restore
 from feedback_store.integrity import backup, verify
 from feedback_store.store import Store, open_store
+from feedback_store.telling import in_words
 from feedback_store.user_commands import add_user_commands, run_user_command
 
 DATABASE_NAME = "nightschool.db"
@@ -85,15 +86,7 @@ def _write(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         return
-    for name, value in result.items():
-        for line in value if isinstance(value, list) else [value]:
-            sys.stdout.write(f"{name.replace('_', ' ')}: {_words(line)}\n")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_words(part)}" for name, part in value.items())
-    return "-" if value is None else str(value)
+    sys.stdout.write(in_words(result))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -102,7 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
         _write(run_restore(path, arguments.file), as_json=arguments.json)
         return 0
     # the first operator and older votes may come before the first start
-    store = open_store(path, create=arguments.command in ("users", "import"), check=arguments.command != "stats")
+    create = arguments.command == "import" or (arguments.command == "users" and arguments.users_command == "add")
+    store = open_store(path, create=create, check=arguments.command != "stats")
     try:
         if arguments.command == "stats":
             result = _stats(store)

@@ -2,7 +2,8 @@
 
 The local owner is there from the start and has no password. The first operator takes the owner's row over, name and
 all, and so inherits every conversation, vote and setting without a row being moved; its kind stays `owner`. Everybody
-after that is a row of kind `account`.
+after that is a row of kind `account`. An owner who never chatted was told nothing about teaching, so the operator who
+takes over is asked at the first login like everybody.
 
 Hashing is slow on purpose and needs no database: `hash_password` and `password_matches` are pure, and every method
 that calls them belongs in a worker thread. Does not cover sessions, or how often somebody may try.
@@ -16,10 +17,10 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlite_utils import Database
 
 from feedback_store.checks import check_choice, check_text
-from feedback_store.connection import Connections, one_row, rows
-from feedback_store.errors import BadInput
+from feedback_store.connection import Connections, Row, one_row, rows
+from feedback_store.errors import BadInput, SamePassword
 from feedback_store.people import check_name, find_person, person_from
-from feedback_store.records import Person, Role, utc_now
+from feedback_store.records import Person, Role, Teach, utc_now
 
 MIN_PASSWORD_CHARS = 8
 MAX_PASSWORD_CHARS = 1_000
@@ -32,6 +33,9 @@ _NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$HGdsz7aKlstJeowyTxZk+A$qZBUhDIhQBKPW5w
 _OPERATORS = """
     SELECT person.id FROM person JOIN credential ON credential.person_id = person.id
     WHERE role = 'operator' AND disabled_at IS NULL"""
+_UNCLAIMED = "SELECT * FROM person WHERE kind = 'owner' AND id NOT IN (SELECT person_id FROM credential)"
+_FIRST_ID = 1
+"""Of the owner that every database begins with; one who follows an erased owner has a later number."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,17 @@ class Accounts:
         Raises:
             BadInput: the name is taken or not allowed, or the password is too short; nothing is written.
         """
-        check_name(name)
         check_choice(role, ROLES, "A role")
+        self.check_new(name, role)
         stored = hash_password(password)
         with self._connections.write() as db:
-            claims = role == "operator" and not _operators(db)
-            taken = one_row(db, "SELECT kind FROM person WHERE name = ?", [name])
-            if taken and not (claims and taken["kind"] == "owner"):
-                raise BadInput(f"There is a person named {name} already; choose another name.")
-            if claims:
+            owner = _claimed(db, role)
+            _check_free(db, name, owner)
+            if owner:
                 db.execute(
-                    "UPDATE person SET name = ?, role = 'operator', disabled_at = NULL WHERE kind = 'owner'", [name]
+                    "UPDATE person SET name = ?, role = 'operator', disabled_at = NULL, teach = ?, teach_at = ?"
+                    " WHERE id = ?",
+                    [name, *_inherited_teach(db, owner), owner["id"]],
                 )
             else:
                 db.execute(
@@ -105,10 +109,41 @@ class Accounts:
             _store_password(db, person.id, stored)
         return person
 
+    def check_new(self, name: str, role: Role = "member") -> None:
+        """Check that somebody may be added under a name, before a password is asked for.
+
+        Raises:
+            BadInput: the name is taken or not allowed.
+        """
+        check_name(name)
+        with self._connections.read() as db:
+            _check_free(db, name, _claimed(db, role))
+
+    def role_of_next(self) -> Role:
+        """Return what an account becomes that is added without a role: operator where the home is still new.
+
+        Only the first account of all takes the local owner's place unasked; an operator who is missing later is
+        appointed, so that what the last one had goes to nobody by accident.
+        """
+        sql = f"SELECT 1 FROM ({_UNCLAIMED}) WHERE id = ? AND NOT EXISTS (SELECT 1 FROM credential)"
+        with self._connections.read() as db:
+            return "member" if one_row(db, sql, [_FIRST_ID]) is None else "operator"
+
+    def get(self, name: str) -> Person:
+        """Return the account of that name.
+
+        Raises:
+            BadInput: there is no such account; a password or token for anybody else would open nothing.
+        """
+        with self._connections.read() as db:
+            return _find_account(db, name)
+
     def list(self) -> "list[Account]":
         """Return everybody who can log in or could before they were disabled, in the order they came."""
         sql = """
-            SELECT person.*, (SELECT max(seen_at) FROM access WHERE person_id = person.id) AS seen_at,
+            SELECT person.*, (
+                    SELECT max(seen_at) FROM access
+                    WHERE person_id = person.id AND (kind = 'session' OR seen_at <> created_at)) AS seen_at,
                 (SELECT count(*) FROM access WHERE person_id = person.id AND kind = 'api') AS tokens
             FROM person JOIN credential ON credential.person_id = person.id ORDER BY person.id"""
         with self._connections.read() as db:
@@ -138,7 +173,7 @@ class Accounts:
         with self._connections.write() as db:
             person = _find_account(db, name)
             if role != "operator":
-                _check_not_last(db, person)
+                check_not_last(db, person)
             elif not _operators(db):
                 _take_over(db, person)
             db.execute("UPDATE person SET role = ? WHERE name = ?", [role, name])
@@ -152,7 +187,7 @@ class Accounts:
         """
         with self._connections.write() as db:
             person = _find_account(db, name)
-            _check_not_last(db, person)
+            check_not_last(db, person)
             db.execute("UPDATE person SET disabled_at = ? WHERE id = ?", [utc_now(), person.id])
             db.execute("DELETE FROM access WHERE person_id = ? AND kind = 'session'", [person.id])
             return find_person(db, name)
@@ -172,8 +207,13 @@ class Accounts:
 
         Raises:
             BadInput: there is no such account, or the password is too short; the old one stays.
+            SamePassword: it is the one until now.
         """
         stored = hash_password(password)
+        with self._connections.read() as db:
+            row = one_row(db, "SELECT password_hash FROM credential WHERE person_id = ?", [_find_account(db, name).id])
+        if row and password_matches(row["password_hash"], password):
+            raise SamePassword
         with self._connections.write() as db:
             person = _find_account(db, name)
             _store_password(db, person.id, stored)
@@ -222,24 +262,51 @@ def _find_account(db: Database, name: str) -> Person:
     person = find_person(db, name)
     if person.kind not in ("account", "owner"):
         raise BadInput(f"{name} is {person.kind} and never logs in; name an account.")
+    if one_row(db, "SELECT 1 FROM credential WHERE person_id = ?", [person.id]) is None:
+        raise BadInput(f"{name} has no password and never logs in; add an account with `users add`.")
     return person
 
 
-def _check_not_last(db: Database, person: Person) -> None:
+def _check_free(db: Database, name: str, owner: Row | None) -> None:
+    taken = one_row(db, "SELECT id FROM person WHERE name = ?", [name])
+    if taken and not (owner and taken["id"] == owner["id"]):
+        raise BadInput(f"There is a person named {name} already; choose another name.")
+
+
+def _claimed(db: Database, role: Role) -> Row | None:
+    """Return the local owner's row if an account of that role is to take it over."""
+    return None if role != "operator" or _operators(db) else one_row(db, _UNCLAIMED)
+
+
+def _inherited_teach(db: Database, owner: Row) -> tuple[Teach, str]:
+    """Return what the local owner answered about teaching and when; on without a chat was never an answer."""
+    if owner["teach"] == "on" and not one_row(db, "SELECT 1 FROM conversation WHERE person_id = ?", [owner["id"]]):
+        return "unanswered", utc_now()
+    return owner["teach"], owner["teach_at"]
+
+
+def check_not_last(db: Database, person: Person) -> None:
+    """Refuse to take away the only operator.
+
+    Raises:
+        BadInput: nobody would be left to operate.
+    """
     if _operators(db) == [person.id]:
         raise BadInput(f"{person.name} is the only operator; make somebody else operator first.")
 
 
 def _take_over(db: Database, person: Person) -> None:
     """Make the first operator, who was a member before, the local owner with all that both have."""
-    owner = one_row(db, "SELECT id FROM person WHERE kind = 'owner' AND id NOT IN (SELECT person_id FROM credential)")
+    owner = one_row(db, _UNCLAIMED)
     if owner is None:
         return
+    teach, teach_at = _inherited_teach(db, owner) if person.teach == "unanswered" else (person.teach, utc_now())
     change = {"old": person.id, "new": owner["id"], "disabled_at": utc_now() if person.disabled else None}
-    # what each chat may teach stays as it is, whatever the owner's own answer was
+    # chats that taught nothing teach nothing, though yes may hold for all the others from now on
     db.execute(
-        "UPDATE conversation SET teach = coalesce(teach, iif(:teaches, 'on', 'off')) WHERE person_id = :old",
-        {**change, "teaches": person.teach == "on"},
+        "UPDATE conversation SET teach = 'off' FROM person WHERE person.id = person_id"
+        " AND person.id IN (:old, :new) AND person.teach <> 'on' AND :teach = 'on' AND conversation.teach IS NULL",
+        {**change, "teach": teach},
     )
     db.execute(
         "UPDATE vote_event SET request_id = NULL WHERE person_id = :old"
@@ -252,7 +319,9 @@ def _take_over(db: Database, person: Person) -> None:
         db.execute(f"UPDATE {link['child']} SET {link['name']} = :new WHERE {link['name']} = :old", change)
     db.execute("DELETE FROM person WHERE id = :old", change)
     db.execute(
-        "UPDATE person SET name = :name, disabled_at = :disabled_at WHERE id = :new", {**change, "name": person.name}
+        "UPDATE person SET name = :name, disabled_at = :disabled_at, teach = :teach, teach_at = :teach_at"
+        " WHERE id = :new",
+        {**change, "name": person.name, "teach": teach, "teach_at": teach_at},
     )
 
 

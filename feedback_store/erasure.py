@@ -1,5 +1,8 @@
 """Take somebody out of the database file itself, and say what is left of them elsewhere.
 
+A name may stand for two people: somebody here, and an annotator whom an imported file calls so. An erasure means both
+unless it is told which.
+
 Rows go in one transaction with everything that hangs on them. Then the file is written anew, because SQLite leaves
 copies of moved rows in the gaps of its pages, and its log is emptied, which waits for everybody who is reading. Text
 of theirs in other files of the home folder is blotted out in place; adapters that learned from them are tainted.
@@ -9,7 +12,6 @@ were exported or copied elsewhere, what an adapter has learned, or the free spac
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,22 +19,19 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
+from feedback_store.accounts import check_not_last
+from feedback_store.blotting import LARGEST_FILE_BYTES, SHORTEST_BYTES, Words, may_quote
 from feedback_store.connection import Connections, connect, one_row, rows, translated
-from feedback_store.errors import StoreError
+from feedback_store.errors import BadInput, StoreError
 from feedback_store.opening import MAGIC
-from feedback_store.people import find_person
-from feedback_store.records import Person, utc_now
+from feedback_store.people import find_person, person_from
+from feedback_store.records import Person, PersonKind, utc_now
 from feedback_store.store import Store
 from feedback_store.taint import read_unrecorded, record_erasure
 
 WAIT_S = 30.0
 _PATIENCE_MS = 200
 """How long one attempt waits: nobody can write meanwhile."""
-_SHORTEST_BYTES = 16
-"""Shorter texts are in files by chance."""
-_LARGEST_FILE_BYTES = 64 * 2**20
-_NO_TEXT = frozenset({".safetensors", ".gguf", ".npz", ".pt", ".bin", ".png", ".lock"})
-_BLOT = b"x"
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class Erasure:
     """What was removed, and what is left."""
 
     name: str
+    persons: tuple[Person, ...]
+    """Who it was: everybody of that name, or of one kind."""
     rows: dict[str, int]
     """How many rows went, by table."""
     adapters: tuple[str, ...]
@@ -55,45 +56,56 @@ class Erasure:
     """One sentence for each thing that is left, with until when."""
 
 
-def erase_user(store: Store, name: str, *, wait_s: float = WAIT_S) -> Erasure:
-    """Erase a person of any kind: rows, comments, history, sessions and what was learned from them is tainted.
+def erase_user(store: Store, name: str, kind: PersonKind | None = None, *, wait_s: float = WAIT_S) -> Erasure:
+    """Erase everybody of a name: rows, comments, history, sessions and what was learned from them is tainted.
 
     The local owner is erased likewise, and a new owner with nothing takes the place.
 
     Args:
         name: of a person, or of an annotator as an imported file has it.
+        kind: of whom to erase, where two have the name and only one of them is meant.
         wait_s: how long to wait for programs that are reading, in seconds.
 
     Raises:
-        BadInput: there is nobody of that name.
+        BadInput: there is nobody of that name and kind, or others would be left without an operator.
         StoreError: the file could not be written; nobody was erased.
     """
     with store.connections.write() as db:
-        person = _find(db, name)
-        identity = one_row(db, "SELECT id, name, kind, created_at FROM person WHERE id = ?", [person.id])
-        assert identity is not None
-        words = _words(db, person.id)
-        adapters = record_erasure(db, person.id)
-        removed = _remove(db, person)
+        persons = _find(db, name, kind)
+        for person in persons:
+            _check_leaves_operator(db, person)
+        identities = list(rows(db, f"SELECT id, name, kind, created_at FROM person WHERE id IN ({_ids(persons)})"))
+        words = Words(_written(db, persons), _answered(db, persons))
+        adapters = sorted({adapter for person in persons for adapter in record_erasure(db, person.id)})
+        removed = _remove(db, persons)
+        others = _named(db, name)
         live = one_row(db, "SELECT adapter_id FROM live")
         unrecorded = read_unrecorded(db)
     clean = purge(store.connections, wait_s=wait_s)
-    folder = store.path.parent
-    files = tuple(path for path in _text_files(folder, store.path) if _blot_out(path, words))
-    backups = tuple(path for path in _copies(store.path) if _holds(path, identity))
+    files, unread = _blot_files(store.path.parent, store.path, words)
+    backups = tuple(path for path in _copies(store.path) if any(_holds(path, identity) for identity in identities))
     live_tainted = live is not None and live["adapter_id"] in adapters
-    remains = _remains(store.path, clean, adapters, unrecorded, live_tainted, backups)
-    return Erasure(name, removed, tuple(adapters), live_tainted, files, backups, clean, remains)
+    same_name = [f"{described(other, name)} has that name too and was not erased." for other in others]
+    remains = (*same_name, *unread, *_remains(store.path, clean, adapters, unrecorded, live_tainted, backups))
+    return Erasure(name, tuple(persons), removed, tuple(adapters), live_tainted, tuple(files), backups, clean, remains)
 
 
-def find_erasable(store: Store, name: str) -> Person:
-    """Return whom `erase_user` would erase.
+def find_erasable(store: Store, name: str, kind: PersonKind | None = None) -> tuple[Person, ...]:
+    """Return whom `erase_user` would erase, somebody of that very name first.
 
     Raises:
-        BadInput: there is nobody of that name.
+        BadInput: there is nobody of that name and kind, or others would be left without an operator.
     """
     with store.connections.read() as db:
-        return _find(db, name)
+        persons = _find(db, name, kind)
+        for person in persons:
+            _check_leaves_operator(db, person)
+        return persons
+
+
+def described(person: Person, name: str) -> str:
+    """Return how to tell a person from others whom somebody calls the same."""
+    return f"{person.name} ({person.kind}{'' if person.name == name else f', {name} in its file'})"
 
 
 def purge(connections: Connections, *, wait_s: float = WAIT_S) -> bool:
@@ -137,29 +149,54 @@ def _opened(path: Path, options: str = "mode=rw") -> Iterator[Database]:
         db.close()
 
 
-def _find(db: Database, name: str) -> Person:
-    """Find somebody by their own name first, then by an imported file's, which may be no name here."""
-    sql = """SELECT person.name FROM annotator JOIN person ON person.id = person_id
-        WHERE annotator.name = :name AND NOT EXISTS (SELECT 1 FROM person WHERE name = :name)"""
-    row = one_row(db, sql, {"name": name})
-    return find_person(db, row["name"] if row else name)
+def _named(db: Database, name: str) -> tuple[Person, ...]:
+    """Return who has a name here, then who has it in imported files, where it may be no name of ours."""
+    sql = """SELECT * FROM person WHERE name = :name OR id IN (SELECT person_id FROM annotator WHERE name = :name)
+        ORDER BY name <> :name"""
+    return tuple(person_from(row) for row in rows(db, sql, {"name": name}))
 
 
-def _words(db: Database, person_id: int) -> set[str]:
-    """Return every text that the person wrote or was answered with."""
-    sql = """
-        SELECT text FROM message JOIN conversation ON conversation.id = conversation_id WHERE person_id = :person
-        UNION SELECT comment FROM vote_event WHERE person_id = :person
-        UNION SELECT text FROM rewrite WHERE person_id = :person"""
-    return {row["text"] for row in rows(db, sql, {"person": person_id})}
+def _find(db: Database, name: str, kind: PersonKind | None) -> tuple[Person, ...]:
+    named = _named(db, name)
+    found = tuple(person for person in named if kind in (None, person.kind))
+    if named and not found:
+        raise BadInput(f"Nobody named {name!r:.60} is of kind {kind}; there is {described(named[0], name)}.")
+    return found or (find_person(db, name),)
 
 
-def _remove(db: Database, person: Person) -> dict[str, int]:
+def _check_leaves_operator(db: Database, person: Person) -> None:
+    """Refuse to take the only operator from others; who is alone leaves nobody behind."""
+    if one_row(db, "SELECT 1 FROM credential WHERE person_id <> ?", [person.id]):
+        check_not_last(db, person)
+
+
+def _ids(persons: tuple[Person, ...]) -> str:
+    return ", ".join(str(person.id) for person in persons)
+
+
+def _written(db: Database, persons: tuple[Person, ...]) -> set[str]:
+    """Return what people wrote here."""
+    sql = f"""
+        SELECT text FROM message JOIN conversation ON conversation.id = conversation_id
+            WHERE person_id IN ({_ids(persons)}) AND message.role = 'user' AND provenance = 'local'
+        UNION SELECT comment FROM vote_event WHERE person_id IN ({_ids(persons)})
+        UNION SELECT text FROM rewrite WHERE person_id IN ({_ids(persons)})"""
+    return {row["text"] for row in rows(db, sql)}
+
+
+def _answered(db: Database, persons: tuple[Person, ...]) -> set[str]:
+    """Return what people were answered, and all of imported conversations, which may be very many."""
+    sql = f"""SELECT text FROM message JOIN conversation ON conversation.id = conversation_id
+        WHERE person_id IN ({_ids(persons)}) AND (message.role = 'assistant' OR provenance = 'imported')"""
+    return {row["text"] for row in rows(db, sql)}
+
+
+def _remove(db: Database, persons: tuple[Person, ...]) -> dict[str, int]:
     before = _sizes(db)
-    db.execute("DELETE FROM person WHERE id = ?", [person.id])
+    db.execute(f"DELETE FROM person WHERE id IN ({_ids(persons)})")
     db.execute("DELETE FROM system_prompt WHERE id NOT IN (SELECT system_id FROM origin)")
     after = _sizes(db)
-    if person.kind == "owner":
+    if any(person.kind == "owner" for person in persons):
         now = utc_now()
         db.execute(
             "INSERT INTO person(name, role, kind, created_at, teach, teach_at)"
@@ -175,50 +212,24 @@ def _sizes(db: Database) -> dict[str, int]:
     return {table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in sorted(kept)}
 
 
-def _text_files(folder: Path, database: Path) -> Iterator[Path]:
-    """Yield the files of the home folder that may quote people, the database and its copies left out."""
+def _blot_files(folder: Path, database: Path, words: Words) -> tuple[list[Path], list[str]]:
+    """Blot texts out of the files of the home folder that may quote people, the database and its copies left out.
+
+    Returns the files that did, and a sentence for each that could not be dealt with: the rows are gone by now, so
+    one file must not keep the others from it.
+    """
+    found, left = [], []
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith(database.name) or path.suffix in _NO_TEXT or path.is_symlink() or not path.is_file():
-            continue
-        if path.stat().st_size <= _LARGEST_FILE_BYTES and not _is_database(path):
-            yield path
-
-
-def _blot_out(path: Path, words: set[str]) -> bool:
-    """Overwrite texts in a file, also where they are cut off; in place, so that who is writing to it goes on."""
-    forms = {form for text in words for form in _forms(text) if len(form) >= _SHORTEST_BYTES}
-    by_start: dict[bytes, list[bytes]] = {}
-    for form in forms:
-        by_start.setdefault(form[:_SHORTEST_BYTES], []).append(form)
-    with path.open("rb") as file:
-        data = file.read()
-    found = []
-    at = 0
-    while at <= len(data) - _SHORTEST_BYTES:
-        texts = by_start.get(data[at : at + _SHORTEST_BYTES])
-        length = max(_common(data, at, text) for text in texts) if texts else 0
-        if length:
-            found.append((at, length))
-        at += length or 1
-    if found:
-        with path.open("r+b") as file:
-            for at, length in found:
-                file.seek(at)
-                file.write(_BLOT * length)
-    return bool(found)
-
-
-def _forms(text: str) -> set[bytes]:
-    """Return how a text may stand in a file: as it is, or as part of JSON."""
-    whole = text.encode()
-    return {whole, json.dumps(text)[1:-1].encode(), json.dumps(text, ensure_ascii=False)[1:-1].encode()}
-
-
-def _common(data: bytes, at: int, text: bytes) -> int:
-    length = min(len(text), len(data) - at)
-    while data[at : at + length] != text[:length]:
-        length -= 1
-    return length
+        try:
+            if path.name.startswith(database.name) or not may_quote(path) or _is_database(path):
+                continue
+            if path.stat().st_size > LARGEST_FILE_BYTES:
+                left.append(f"{path} is too large to be looked through; do it yourself.")
+            elif words.blot_out(path):
+                found.append(path)
+        except OSError as error:
+            left.append(f"{path} could not be looked through ({error.strerror}); do it yourself.")
+    return found, left
 
 
 def _copies(database: Path) -> Iterator[Path]:
@@ -227,8 +238,9 @@ def _copies(database: Path) -> Iterator[Path]:
     for path in sorted(database.parent.rglob("*")):
         if path in own or path.suffix == ".lock" or path.is_symlink() or not path.is_file():
             continue
-        if path.name.startswith(f"{database.name}.") or _is_database(path):
-            yield path
+        with contextlib.suppress(OSError):  # one that cannot be read is named by then, as what could not be looked at
+            if path.name.startswith(f"{database.name}.") or _is_database(path):
+                yield path
 
 
 def _is_database(path: Path) -> bool:
@@ -272,5 +284,8 @@ def _remains(
         sentences.append(
             f"Nobody recorded what {', '.join(unrecorded)} learned from; retire them unless you know it otherwise."
         )
-    sentences.append("Files that were exported, and backups kept elsewhere, are not looked at; delete them yourself.")
+    sentences.append(
+        "Exports and backups kept elsewhere, and quotes shorter than"
+        f" {SHORTEST_BYTES} bytes in other files, are not looked for; delete them yourself."
+    )
     return tuple(sentences)

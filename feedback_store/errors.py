@@ -2,6 +2,7 @@
 
 StoreError               every message is one sentence a person can act on
 ├── BadInput             a value that may not be stored              (the person who sent it)
+│   └── SamePassword     a new password that is the old one          (the person who typed it)
 ├── NotYours             absent, or somebody else's: never told apart (the person who asked)
 ├── NotOurFile           the file belongs to another program         (operator)
 ├── NewerStore           a later Nightschool wrote the file          (operator)
@@ -22,6 +23,13 @@ class StoreError(Exception):
 
 class BadInput(StoreError):
     """A value that may not be stored; nothing was written."""
+
+
+class SamePassword(BadInput):
+    """The new password is the one until now; whoever had to change a leaked one would go on with it."""
+
+    def __init__(self) -> None:
+        super().__init__("The new password is the one until now; choose another one.")
 
 
 class NotYours(StoreError):

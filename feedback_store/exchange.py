@@ -150,7 +150,7 @@ def _moment(line: Mapping[str, Any], field_name: str) -> str | None:
         moment = datetime.fromisoformat(value)
         return as_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (TypeError, ValueError, OverflowError, OSError):
-        raise BadInput(f"Its `{field_name}` is no ISO 8601 time.") from None
+        raise BadInput(f"Its `{field_name}` is no time, in ISO 8601 or in seconds since 1970.") from None
 
 
 def _turn(value: Any, what: str, roles: tuple[str, ...]) -> Turn:

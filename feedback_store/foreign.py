@@ -7,6 +7,7 @@ before the last: there is no one prompt then that both answered.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ _CHOICES = {
     "tie": "tie",
     "tie (bothbad)": "both-bad",
 }
+_WINNERS = ("model_a", "model_b", "tie", "tie (bothbad)")
 _LABELS = {"upvote": True, "downvote": False}
 Line = dict[str, Any]
 
@@ -53,6 +55,25 @@ def read_foreign(record: Mapping[str, Any], kind: str, format: str) -> Line | No
     if format == "openwebui":
         return _openwebui_thumb(record)
     return _arena_comparison(record) if kind == "comparisons" else _arena_thumb(record)
+
+
+def in_their_words(problem: str, record: Mapping[str, Any], format: str) -> str:
+    """Return what is wrong with a line of ours with the names of the fields that the record has it from."""
+    if format == "openwebui":
+        snapshot = "snapshot.chat.history.messages"
+        theirs = {
+            "annotator": "user_id",
+            "created_at": "updated_at" if record.get("updated_at") else "created_at",
+            "prompt": snapshot,
+            "completion": snapshot,
+            "comment": "data.comment",
+        }
+    else:
+        sides = ("states",) * 2 if "states" in record else ("conversation_a", "conversation_b")
+        names = ("prompt", "left", "right", "completion")
+        theirs = {"id": "question_id", "annotator": "judge", "created_at": "tstamp"}
+        theirs |= dict(zip(names, (sides[0], *sides, sides[0]), strict=True))
+    return re.sub(r"(?<=`)\w+(?=`)", lambda name: theirs.get(name[0], name[0]), problem)
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:
@@ -114,8 +135,24 @@ def _system(chat: Mapping[str, Any], path: list[Line]) -> list[Line]:
     return [{"role": "system", "content": text}]
 
 
+def _arena_vote(record: Mapping[str, Any]) -> str:
+    """Return how a record says what was chosen, or which of the log's other events it is.
+
+    Raises:
+        BadInput: it says nothing, or names a winner that there is not: a vote lost unseen would tilt all the others.
+    """
+    if "winner" not in record:
+        if not isinstance(record.get("type"), str):
+            raise BadInput("It has no `winner`, and its `type` is no word.")
+        return str(record["type"])
+    winner = record["winner"]
+    if winner not in _WINNERS:
+        raise BadInput(f"Its `winner` must be one of {', '.join(_WINNERS)}; it was {winner!r:.60}.")
+    return str(winner)
+
+
 def _arena_comparison(record: Mapping[str, Any]) -> Line | None:
-    choice = _CHOICES.get(str(record.get("winner", record.get("type"))))
+    choice = _CHOICES.get(_arena_vote(record))
     if choice is None:
         return None
     sides = _arena_sides(record)
@@ -135,7 +172,7 @@ def _arena_comparison(record: Mapping[str, Any]) -> Line | None:
 
 
 def _arena_thumb(record: Mapping[str, Any]) -> Line | None:
-    label = _LABELS.get(str(record.get("type")))
+    label = _LABELS.get(_arena_vote(record))
     if label is None:
         return None
     sides = _arena_sides(record)

@@ -19,7 +19,7 @@ from feedback_store.connection import one_row
 from feedback_store.conversations import TITLE_CHARS
 from feedback_store.errors import BadInput, StoreError
 from feedback_store.exchange import KINDS, Judgement, Reply, check_line, parse_line
-from feedback_store.foreign import FORMATS, read_foreign
+from feedback_store.foreign import FORMATS, in_their_words, read_foreign
 from feedback_store.items import Item, find_item
 from feedback_store.rankings import write_ranking
 from feedback_store.records import utc_now
@@ -137,9 +137,12 @@ def _judgement(line: bytes, kind: str, format: str) -> Judgement | BadInput | No
         if format == "nightschool":
             return check_line(record, kind)
         ours = read_foreign(record, kind, format)
-        return None if ours is None else check_line(ours, kind)
     except BadInput as error:
         return error
+    try:
+        return None if ours is None else check_line(ours, kind)
+    except BadInput as error:
+        return BadInput(in_their_words(str(error), record, format))
 
 
 def _lines_of_list(text: bytes) -> Iterator[bytes]:

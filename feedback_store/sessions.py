@@ -24,15 +24,20 @@ API_TOKEN_PREFIX = "nsk_"
 _SEEN_EVERY = timedelta(minutes=10)
 """How long a use goes unwritten, so that not every request is a write."""
 _MAX_LABEL_CHARS = 60
+_TOKEN_ID = "substr(token_hash, 1, 10)"
+"""A piece of the hash, which is random already: too short to find a token by, long enough to be one person's only."""
 
 
 @dataclass(frozen=True)
 class ApiToken:
     """An API token without its secret."""
 
+    id: str
+    """Names it when it is revoked; tells nothing of the token itself."""
     label: str
     created_at: str
-    seen_at: str
+    seen_at: str | None
+    """When it was last used, to within ten minutes; None before the first use."""
 
 
 class Sessions:
@@ -80,7 +85,7 @@ class Sessions:
         """Make an API token and return it; it cannot be read again.
 
         Args:
-            label: says what it is for, and names it when it is revoked.
+            label: says what it is for.
 
         Raises:
             BadInput: there is no such person, they are disabled, or the label is empty or too long.
@@ -95,22 +100,30 @@ class Sessions:
 
     def tokens(self, person_id: int) -> list[ApiToken]:
         """Return a person's API tokens without their secrets, oldest first."""
-        sql = "SELECT label, created_at, seen_at FROM access WHERE person_id = ? AND kind = 'api' ORDER BY created_at"
+        sql = f"""SELECT {_TOKEN_ID} AS id, label, created_at, nullif(seen_at, created_at) AS seen_at FROM access
+            WHERE person_id = ? AND kind = 'api' ORDER BY created_at"""
         with self._connections.read() as db:
             return [ApiToken(**row) for row in rows(db, sql, [person_id])]
 
-    def revoke_token(self, person_id: int, label: str) -> int:
-        """Revoke a person's API tokens of that label, and return how many there were.
+    def revoke_token(self, person_id: int, token_id: str) -> None:
+        """Revoke one of a person's API tokens.
+
+        Args:
+            token_id: as `tokens` gives it.
 
         Raises:
             BadInput: there is none; the one that leaked would go on working.
         """
         with self._connections.write() as db:
-            sql = "DELETE FROM access WHERE person_id = ? AND kind = 'api' AND label = ?"
-            revoked = db.execute(sql, [person_id, label]).rowcount
+            sql = f"DELETE FROM access WHERE person_id = ? AND kind = 'api' AND {_TOKEN_ID} = ?"
+            revoked = db.execute(sql, [person_id, token_id]).rowcount
         if not revoked:
-            raise BadInput(f"There is no token labelled {label!r:.80}; list them to see their labels.")
-        return revoked
+            raise BadInput(f"There is no token {token_id!r:.80} of theirs; list them to see their ids.")
+
+    def revoke_tokens(self, person_id: int) -> int:
+        """Revoke all of a person's API tokens, and return how many there were."""
+        with self._connections.write() as db:
+            return db.execute("DELETE FROM access WHERE person_id = ? AND kind = 'api'", [person_id]).rowcount
 
     def _new(self, person_id: int, kind: str, label: str, token: str, moment: datetime) -> str:
         with self._connections.write() as db:
@@ -136,7 +149,8 @@ class Sessions:
             return None
         if made_after and row["made_at"] <= as_text(made_after):
             return None
-        if row["seen_at"] < as_text(moment - _SEEN_EVERY):
+        unused = kind == "api" and row["seen_at"] == row["made_at"]
+        if unused or row["seen_at"] < as_text(moment - _SEEN_EVERY):
             self._note_use(token, moment)
         return person_from(row)
 

@@ -4,12 +4,13 @@ import argparse
 import getpass
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args
 
 from feedback_store.accounts import ROLES, Account
-from feedback_store.erasure import erase_user, find_erasable, purge
+from feedback_store.erasure import described, erase_user, find_erasable, purge
 from feedback_store.errors import BadInput
-from feedback_store.records import Person, Role
+from feedback_store.records import Person, PersonKind, Role
 from feedback_store.store import Store
 
 Commands = Any
@@ -28,22 +29,29 @@ def add_user_commands(commands: Commands, common: argparse.ArgumentParser) -> No
         "disable": "shut somebody out at once, keeping what is theirs",
         "enable": "let somebody in again",
         "password": "change a password and end that person's sessions",
-        "token": "make a token for the API; it is shown once",
+        "token": "make a token for the API, which is shown once; list or revoke tokens",
     }
     parsers = {name: users.add_parser(name, parents=[common], help=text) for name, text in helps.items()}
     for name, parser in parsers.items():
         if name != "list":
             parser.add_argument("name", metavar="NAME")
-    parsers["add"].add_argument("--role", choices=ROLES, help="member, or operator for the first one, unless given")
+    parsers["add"].add_argument("--role", choices=ROLES, help="member unless given; the very first one operator")
     parsers["role"].add_argument("role", metavar="ROLE", choices=ROLES, help=" or ".join(ROLES))
     for name in ("add", "password"):
         parsers[name].add_argument("--password-stdin", action="store_true", help="read the password from a pipe")
-    parsers["token"].add_argument("--label", default="api", metavar="L", help="says what it is for")
-    parsers["token"].add_argument("--revoke", action="store_true", help="revoke the tokens of that label instead")
+    tokens = parsers["token"].add_mutually_exclusive_group()
+    tokens.add_argument("--label", default="api", metavar="L", help="says what the new one is for")
+    tokens.add_argument("--list", action="store_true", help="list those there are instead, with their ids")
+    tokens.add_argument("--revoke", metavar="ID", help="revoke one instead, or all")
+    _add_erase(commands, common)
+
+
+def _add_erase(commands: Commands, common: argparse.ArgumentParser) -> None:
     erase = commands.add_parser("erase-user", parents=[common], help="remove somebody and everything of theirs")
     whom = erase.add_mutually_exclusive_group(required=True)
-    whom.add_argument("name", metavar="NAME", nargs="?")
+    whom.add_argument("name", metavar="NAME", nargs="?", help="here or in an imported file; everybody of that name")
     whom.add_argument("--finish", action="store_true", help="remove the traces that an earlier erasure had to leave")
+    erase.add_argument("--kind", choices=get_args(PersonKind), help="only this one, where two have the name")
     erase.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -52,7 +60,7 @@ def run_user_command(store: Store, arguments: argparse.Namespace) -> dict[str, A
     if arguments.command == "erase-user" and arguments.finish:
         return {"clean": purge(store.connections)}
     if arguments.command == "erase-user":
-        return _erase(store, arguments.name, sure=arguments.yes)
+        return _erase(store, arguments.name, arguments.kind, sure=arguments.yes)
     accounts = store.accounts
     match arguments.users_command:
         case "add":
@@ -66,38 +74,49 @@ def run_user_command(store: Store, arguments: argparse.Namespace) -> dict[str, A
         case "enable":
             return _person(accounts.enable(arguments.name))
         case "password":
-            store.people.get(arguments.name)  # before somebody types a password for nobody
+            accounts.get(arguments.name)  # before somebody types a password for nobody
             accounts.set_password(arguments.name, _password(from_pipe=arguments.password_stdin))
             return {"ok": True, "name": arguments.name}
-        case _:
+        case "token":
             return _token(store, arguments)
+    raise AssertionError("the parser lets no other command through")
 
 
 def _add(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
-    role: Role = arguments.role or ("member" if store.accounts.has_operator() else "operator")
-    person = store.accounts.add(arguments.name, _password(from_pipe=arguments.password_stdin), role)
-    return {**_person(person), "inherits_local_owner": person.kind == "owner"}
+    accounts = store.accounts
+    role: Role = arguments.role or accounts.role_of_next()
+    accounts.check_new(arguments.name, role)  # before somebody types a password in vain
+    person = accounts.add(arguments.name, _password(from_pipe=arguments.password_stdin), role)
+    added = {**_person(person), "inherits_local_owner": person.kind == "owner"}
+    if not accounts.has_operator():
+        added["note"] = f"There is no operator; `users role {person.name} operator` makes one."
+    return added
 
 
 def _token(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
-    person = store.people.get(arguments.name)
-    if arguments.revoke:
-        revoked = store.sessions.revoke_token(person.id, arguments.label)
-        return {"ok": True, "name": person.name, "label": arguments.label, "revoked": revoked}
+    person = store.accounts.get(arguments.name)
+    if arguments.list:
+        return {"name": person.name, "tokens": [asdict(token) for token in store.sessions.tokens(person.id)]}
+    if arguments.revoke == "all":
+        return {"ok": True, "name": person.name, "revoked": store.sessions.revoke_tokens(person.id)}
+    if arguments.revoke is not None:
+        store.sessions.revoke_token(person.id, arguments.revoke)
+        return {"ok": True, "name": person.name, "revoked": 1}
     token = store.sessions.new_token(person.id, arguments.label)
     return {"name": person.name, "label": arguments.label, "token": token}
 
 
-def _erase(store: Store, name: str, *, sure: bool) -> dict[str, Any]:
-    find_erasable(store, name)
+def _erase(store: Store, name: str, kind: PersonKind | None, *, sure: bool) -> dict[str, Any]:
+    whom = " and ".join(described(person, name) for person in find_erasable(store, name, kind))
     if not sure and not sys.stdin.isatty():
-        raise BadInput("Erasing cannot be undone; add --yes to do it without being asked.")
-    if not sure and _ask(input, f"Everything of {name} will be erased. Type the name again to go on: ") != name:
+        raise BadInput(f"Erasing {whom} cannot be undone; add --yes to do it without being asked.")
+    if not sure and _ask(input, f"Everything of {whom} will be erased. Type {name} to go on: ") != name:
         raise BadInput("Nothing was erased, because the name was not typed again.")
-    done = erase_user(store, name)
+    done = erase_user(store, name, kind)
     return {
         "clean": done.clean,
         "name": done.name,
+        "persons": [{"name": person.name, "kind": person.kind} for person in done.persons],
         "rows": done.rows,
         "tainted_adapters": list(done.adapters),
         "live_is_tainted": done.live_tainted,
@@ -121,7 +140,7 @@ def _password(*, from_pipe: bool) -> str:
 def _ask(how: Callable[[str], str], question: str) -> str:
     try:
         return how(question)
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         raise BadInput("Nothing was done, because nothing was typed.") from None
 
 

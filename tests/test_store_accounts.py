@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feedback_store.accounts import hash_password, password_matches
-from feedback_store.errors import BadInput, StoreError
+from feedback_store.errors import BadInput, SamePassword, StoreError
 from feedback_store.integrity import verify
 from feedback_store.people import check_name
 from feedback_store.sessions import SESSION_IDLE, SESSION_LIFETIME
@@ -73,6 +73,101 @@ def test_a_member_who_becomes_the_first_operator_inherits_too_and_keeps_what_was
     assert [person.name for person in store.people.all()] == ["mina"]
     assert not store.consent.teaches(mine.conversation_id), "what was not allowed is not allowed by a new role"
     assert store.consent.teaches(liked.conversation_id)
+
+
+def test_the_first_operator_of_a_fresh_home_is_asked_whether_chats_may_teach(store: Store) -> None:
+    """Who set up accounts first took over an owner's yes that nobody had ever been asked for."""
+    olga = store.accounts.add("olga", GOOD, "operator")
+    question = ask(store, "Mine?", olga.id)
+    assert olga.teach == "unanswered" and not store.consent.teaches(question.conversation_id)
+    store.consent.set_person(olga.id, "on")
+    assert store.consent.teaches(question.conversation_id)
+
+
+def test_a_local_owner_who_said_no_is_not_turned_into_one_who_is_asked(store: Store) -> None:
+    store.consent.set_person(1, "off")
+    assert store.accounts.add("olga", GOOD, "operator").teach == "off"
+
+
+@pytest.mark.parametrize(
+    ("owner", "mina", "then"),
+    [
+        (None, "unanswered", "unanswered"),
+        (None, "on", "on"),
+        (None, "off", "off"),
+        ("on", "unanswered", "on"),
+        ("off", "unanswered", "off"),
+        ("on", "off", "off"),
+        ("off", "on", "on"),
+    ],
+)
+def test_a_new_role_allows_no_chat_that_was_not_allowed_before(
+    store: Store, owner: str | None, mina: str, then: str
+) -> None:
+    """A member who had said no became the first operator, and the owner's yes held for all they said from then on.
+
+    Args:
+        owner: the answer of a local owner who chatted; None for one who never did.
+    """
+    before: dict[str, bool] = {}
+    if owner:
+        question = ask(store, "The owner's?")
+        store.consent.set_person(1, owner)  # type: ignore[arg-type]
+        before[question.conversation_id] = owner == "on"
+    person = store.accounts.add("mina", GOOD)
+    before[ask(store, "Mine?", person.id).conversation_id] = mina == "on"
+    if mina != "unanswered":
+        store.consent.set_person(person.id, mina)  # type: ignore[arg-type]
+    promoted = store.accounts.set_role("mina", "operator")
+    assert promoted.teach == then
+    after = {conversation: store.consent.teaches(conversation) for conversation in before}
+    assert not [conversation for conversation, teaches in after.items() if teaches and not before[conversation]]
+    assert not store.consent.teaches(ask(store, "Later?", promoted.id).conversation_id) or then == "on"
+
+
+def test_the_owners_place_is_taken_once_and_unasked_only_in_a_new_home(store: Store) -> None:
+    """The operator was gone, and the next account that was added became operator with all the first one's chats."""
+    assert store.accounts.role_of_next() == "operator"
+    fill(store)
+    olga = store.accounts.add("olga", GOOD, "operator")
+    assert store.accounts.role_of_next() == "member"
+    with store.connections.write() as db:
+        db.execute("UPDATE person SET disabled_at = '2026-01-01' WHERE name = 'olga'")
+    assert not store.accounts.has_operator() and store.accounts.role_of_next() == "member"
+    dan = store.accounts.add("dan", GOOD, "operator")
+    assert (dan.kind, dan.role) == ("account", "operator") and store.conversations.list(dan.id) == []
+    assert store.people.get("olga").id == olga.id and len(store.conversations.list(olga.id)) == 1
+
+
+def test_a_member_first_leaves_the_home_without_operator_until_one_is_named(store: Store) -> None:
+    store.accounts.add("mina", GOOD)
+    assert store.accounts.role_of_next() == "member"
+
+
+def test_a_password_that_stays_the_same_is_refused_as_no_change(staffed: Store) -> None:
+    """Somebody whose password had leaked "changed" it to the same one, and was told that it was changed."""
+    session = staffed.sessions.new_session(staffed.people.get("mina").id)
+    with pytest.raises(SamePassword, match="until now"):
+        staffed.accounts.set_password("mina", OTHER)
+    assert staffed.sessions.person_of_session(session) is not None
+    staffed.accounts.disable("mina")
+    with pytest.raises(SamePassword):
+        staffed.accounts.set_password("mina", OTHER)
+    staffed.accounts.set_password("mina", GOOD)
+
+
+def test_a_local_owner_is_no_account_before_there_is_one(store: Store) -> None:
+    """`users disable owner` shut out whoever sat at the machine, and `users password owner` made an account unasked."""
+    for act in (
+        lambda: store.accounts.disable("owner"),
+        lambda: store.accounts.set_role("owner", "member"),
+        lambda: store.accounts.set_password("owner", GOOD),
+        lambda: store.accounts.get("owner"),
+    ):
+        with pytest.raises(BadInput, match="users add"):
+            act()
+    assert (store.people.owner().role, store.people.owner().disabled) == ("operator", False)
+    assert not store.accounts.has_accounts()
 
 
 def test_the_right_password_opens_and_nothing_else_does(staffed: Store) -> None:
@@ -249,13 +344,36 @@ def test_an_api_token_works_until_revoked_and_is_no_session(staffed: Store) -> N
     session = staffed.sessions.new_session(mina.id)
     assert staffed.sessions.person_of_token(token) == mina
     assert staffed.sessions.person_of_session(token) is None and staffed.sessions.person_of_token(session) is None
-    assert [one.label for one in staffed.sessions.tokens(mina.id)] == ["laptop"]
+    (listed,) = staffed.sessions.tokens(mina.id)
+    assert listed.label == "laptop" and listed.seen_at is not None
     staffed.sessions.revoke_session(token)
     assert staffed.sessions.person_of_token(token) == mina
-    assert staffed.sessions.revoke_token(mina.id, "laptop") == 1
+    with pytest.raises(BadInput, match="no token"):
+        staffed.sessions.revoke_token(staffed.people.get("olga").id, listed.id)
+    staffed.sessions.revoke_token(mina.id, listed.id)
     assert staffed.sessions.person_of_token(token) is None
-    with pytest.raises(BadInput, match="labelled"):
-        staffed.sessions.revoke_token(mina.id, "laptop")
+    with pytest.raises(BadInput, match="no token"):
+        staffed.sessions.revoke_token(mina.id, listed.id)
+
+
+def test_of_several_tokens_one_can_be_revoked_or_all_and_no_list_tells_them(staffed: Store) -> None:
+    """Nobody could see which tokens there were, so one that leaked could only be revoked by guessing its label."""
+    mina, olga = staffed.people.get("mina").id, staffed.people.get("olga").id
+    laptop, phone, again = (staffed.sessions.new_token(mina, label) for label in ("laptop", "phone", "phone"))
+    kept = staffed.sessions.new_token(olga)
+    session = staffed.sessions.new_session(mina)
+    listed = staffed.sessions.tokens(mina)
+    assert [one.label for one in listed] == ["laptop", "phone", "phone"] and len({one.id for one in listed}) == 3
+    assert [one.seen_at for one in listed] == [None] * 3, "none was used so far"
+    assert not any(one.id in token for one in listed for token in (laptop, phone, again))
+    assert staffed.sessions.person_of_token(phone) is not None
+    assert [one.seen_at is None for one in staffed.sessions.tokens(mina)] == [True, False, True]
+    staffed.sessions.revoke_token(mina, listed[1].id)
+    opened = [staffed.sessions.person_of_token(token) is not None for token in (laptop, phone, again)]
+    assert opened == [True, False, True]
+    assert staffed.sessions.revoke_tokens(mina) == 2 and staffed.sessions.tokens(mina) == []
+    assert staffed.sessions.person_of_token(kept) is not None
+    assert staffed.sessions.person_of_session(session) is not None
 
 
 def test_a_file_that_cannot_be_written_shuts_nobody_out(staffed: Store) -> None:

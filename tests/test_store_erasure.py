@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback_store.erasure import erase_user
+from feedback_store.erasure import erase_user, find_erasable
 from feedback_store.errors import BadInput, NotYours, TaintedAdapter
 from feedback_store.integrity import backup, verify
 from feedback_store.records import TrainItem
@@ -239,6 +239,41 @@ def test_an_annotator_is_erased_by_the_name_in_the_imported_file(store: Store) -
     assert erase_user(store, "Ana Lucía <ana@example.org>").rows["annotator"] == 1
     assert [person.name for person in store.people.all()] == ["owner"]
     assert b"Ana Luc" not in store.path.read_bytes()
+
+
+def test_everybody_of_a_name_is_erased_unless_one_kind_is_meant(store: Store, home: Path) -> None:
+    """With an account ben and an imported annotator ben, one was erased, and the other's words stayed unmentioned."""
+    account, annotator = store.people.add("ben"), store.people.add("ben-0a1b", kind="imported")
+    with store.connections.write() as db:
+        db.execute("INSERT INTO annotator(person_id, name) VALUES (?, 'ben')", [annotator.id])
+    for person in (account, annotator):
+        talk(store, person.id, f"{CANARY}, says {person.kind}")
+    learn(store, "one", "of-the-annotator")
+    assert find_erasable(store, "ben") == (account, annotator)
+    with pytest.raises(BadInput, match="of kind simulated"):
+        erase_user(store, "ben", "simulated")
+    one = erase_user(store, "ben", "account")
+    assert one.persons == (account,) and one.adapters == () and "ben-0a1b (imported" in one.remains[0]
+    again = store.people.add("ben")
+    talk(store, again.id, CANARY)
+    both = erase_user(store, "ben")
+    assert both.persons == (again, annotator) and both.adapters == ("of-the-annotator",)
+    assert not any("not erased" in sentence for sentence in both.remains)
+    assert [person.name for person in store.people.all()] == ["owner"]
+    assert files_with(home, CANARY) == set()
+
+
+def test_the_only_operator_cannot_be_erased_while_others_have_accounts(store: Store) -> None:
+    """`role` and `disable` refused it; an erasure left people who log in and nobody who could help them."""
+    olga, _ = store.accounts.add("olga", "correct horse", "operator"), store.accounts.add("mina", "correct horse")
+    talk(store, olga.id, CANARY)
+    for act in (lambda: erase_user(store, "olga"), lambda: find_erasable(store, "olga")):
+        with pytest.raises(BadInput, match="olga is the only operator"):
+            act()
+    assert len(store.conversations.list(olga.id)) == 1
+    store.accounts.set_role("mina", "operator")
+    assert erase_user(store, "olga").persons == (olga,)
+    assert erase_user(store, "mina").clean
 
 
 def test_nothing_else_in_the_file_changes(store: Store) -> None:

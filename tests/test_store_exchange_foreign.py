@@ -149,6 +149,67 @@ def test_the_arenas_cleaned_records_and_its_thumbs_are_read_too(store: Store, tm
     assert (imported.added, imported.other) == (1, 1)
 
 
+def battle_won(winner: Any, **more: Any) -> dict[str, Any]:
+    """Return one of the arena's cleaned records."""
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    other = [*said[:1], {"role": "assistant", "content": "He"}]
+    return {"question_id": "q1", "winner": winner, "conversation_a": said, "conversation_b": other, **more}
+
+
+@pytest.mark.parametrize("winner", ["model_c", "Model_a", "", None, 1, ["model_a"]])
+def test_a_winner_that_there_is_not_makes_a_bad_line(store: Store, tmp_path: Path, winner: Any) -> None:
+    """A misspelt winner was counted among the records that are no votes, so the vote was lost and nobody told."""
+    file = write(tmp_path / "in", battle_won("model_a"), battle_won(winner, question_id="q2"))
+    with pytest.raises(BadInput, match=r"^Line 2 of in: Its `winner` must be one of model_a, model_b, tie, "):
+        import_file(store, file, "comparisons", format="arena")
+    imported = import_file(store, file, "comparisons", format="arena", skip_bad=True)
+    assert (imported.added, imported.skipped, imported.other) == (1, 1, 0) and "Line 2" in imported.problems[0]
+
+
+def test_a_record_that_says_nothing_of_a_vote_is_bad_and_the_logs_other_events_are_not(
+    store: Store, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "in", battle("leftvote"), battle("chat"), {"tstamp": 1}, {"type": 7})
+    imported = import_file(store, file, "comparisons", format="arena", skip_bad=True)
+    assert (imported.added, imported.skipped, imported.other) == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"tstamp": "yesterday"}, "`tstamp` is no time"),
+        ({"tstamp": True}, "`tstamp` is no time"),
+        ({"question_id": " "}, "`question_id` is empty"),
+        ({"judge": "x" * 400}, "`judge` has 400"),
+        ({"conversation_b": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]}, "`conversation_b`'s"),
+        (
+            {side: [{"role": "assistant", "content": "Ho"}] * 2 for side in ("conversation_a", "conversation_b")},
+            "`conversation_a` must begin",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_as_the_file_names_it(
+    store: Store, tmp_path: Path, more: dict[str, Any], named: str
+) -> None:
+    """Of a bad `tstamp` it was said that `created_at` was wrong, which the file does not have."""
+    file = write(tmp_path / "in", battle_won("tie", **more))
+    with pytest.raises(BadInput) as raised:
+        import_file(store, file, "comparisons", format="arena")
+    assert str(raised.value).startswith("Line 1 of in: ") and named in str(raised.value)
+
+
+def test_what_is_wrong_with_an_open_webui_rating_is_named_as_its_file_names_it(store: Store, tmp_path: Path) -> None:
+    for change, named in (
+        ({"updated_at": "now"}, "`updated_at`"),
+        ({"updated_at": 0, "created_at": "then"}, "`created_at`"),
+        ({"user_id": []}, "`user_id`"),
+        ({"data": {"rating": 1, "comment": "x" * 9000}}, "`data.comment`"),
+    ):
+        file = write(tmp_path / "in", {**feedback("m5", 1), **change})
+        with pytest.raises(BadInput, match=f"Line 1 of in: Its {named}"):
+            import_file(store, file, "thumbs", format="openwebui")
+
+
 def test_an_arena_vote_on_chats_that_parted_is_named(store: Store, tmp_path: Path) -> None:
     parted = battle("leftvote")
     for state in parted["states"]:

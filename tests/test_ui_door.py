@@ -216,6 +216,8 @@ def test_a_changed_password_ends_every_other_session(running: Running, ada: str)
     [
         ({"current": "wrong one", "new": "another horse", "again": "another horse"}, 401, ENGLISH_DOOR.wrong_password),
         ({"current": PASSWORD, "new": "another horse", "again": "another hose"}, 422, ENGLISH_DOOR.passwords_differ),
+        ({"current": PASSWORD, "new": PASSWORD, "again": PASSWORD}, 422, ENGLISH_DOOR.same_password),
+        ({"current": "wrong one", "new": PASSWORD, "again": PASSWORD}, 401, ENGLISH_DOOR.wrong_password),
         ({"current": PASSWORD, "new": "short", "again": "short"}, 422, f"{MIN_PASSWORD_CHARS} to"),
         ({}, 422, f"{MIN_PASSWORD_CHARS} to"),
     ],

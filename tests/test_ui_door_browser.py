@@ -21,7 +21,7 @@ HOSTILE = (
 @pytest.fixture
 def address(home: Path) -> Iterator[str]:
     store = open_store(home / "nightschool.db")
-    store.accounts.add("olga", PASSWORD, "operator")
+    store.consent.set_person(store.accounts.add("olga", PASSWORD, "operator").id, "off")
     store.accounts.add("ada", PASSWORD, "member")
     store.close()
     with running_app(home) as (where, _):

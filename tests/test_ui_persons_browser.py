@@ -15,9 +15,9 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def address(home: Path) -> Iterator[str]:
-    """An app with an operator and two members who have said whether their chats may teach."""
+    """An app with an operator and two members, all of whom have said whether their chats may teach."""
     store = open_store(home / "nightschool.db")
-    store.accounts.add("olga", PASSWORD, "operator")
+    store.consent.set_person(store.accounts.add("olga", PASSWORD, "operator").id, "off")
     for name in ("ada", "ben"):
         store.consent.set_person(store.accounts.add(name, PASSWORD).id, "off")
     store.close()

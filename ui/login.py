@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from feedback_store.accounts import MAX_PASSWORD_CHARS, MIN_PASSWORD_CHARS
-from feedback_store.errors import BadInput
+from feedback_store.errors import BadInput, SamePassword
 from feedback_store.records import Person
 from feedback_store.sessions import SESSION_LIFETIME
 from ui.door import SESSION_COOKIE, Door, LoginRefused, Visit
@@ -124,6 +124,8 @@ class LoginPages:
         except LoginRefused as refused:
             said = texts.wrong_password if refused.reason == "wrong_login" else _why(texts, refused)
             return _password_again(texts, said, _status(refused))
+        except SamePassword:
+            return _password_again(texts, texts.same_password, 422)
         except BadInput:
             return _password_again(texts, _password_rule(texts), 422)
         answer = _page(texts, "/password", texts.password_title, "", said=texts.password_changed)

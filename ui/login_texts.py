@@ -32,6 +32,7 @@ class LoginTexts:
     change_password: str
     wrong_password: str
     passwords_differ: str
+    same_password: str
     password_rule: str
     password_changed: str
     consent_title: str
@@ -67,6 +68,7 @@ ENGLISH_DOOR: Final = LoginTexts(
     change_password="Change it",
     wrong_password="The password until now is wrong.",
     passwords_differ="The two new passwords differ; type them again.",
+    same_password="The new password is the one until now; choose another one.",
     password_rule="A password has {least} to {most} characters; choose another one.",
     password_changed="Your password is changed.",
     consent_title="May your chats teach the assistant?",
@@ -125,6 +127,7 @@ KOREAN_DOOR: Final = LoginTexts(
     change_password="바꾸기",
     wrong_password="지금까지의 비밀번호가 맞지 않습니다.",
     passwords_differ="새 비밀번호 두 개가 서로 다릅니다. 다시 입력하세요.",
+    same_password="새 비밀번호가 지금까지의 비밀번호와 같습니다. 다른 비밀번호를 고르세요.",
     password_rule="비밀번호는 {least}자에서 {most}자까지입니다. 다른 것을 고르세요.",
     password_changed="비밀번호가 바뀌었습니다.",
     consent_title="내 대화로 도우미를 가르쳐도 될까요?",
