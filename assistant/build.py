@@ -21,7 +21,7 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
 
     Raises:
         SettingsError: no such engine.
-        ModelUnavailable: the local engine's weights cannot be had.
+        ModelUnavailable: the local engine's weights cannot be had, or the server does not say what it serves.
         AdapterError: that adapter is damaged or for another base.
     """
     if settings.engine == "fake":
@@ -37,4 +37,16 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
         if adapter_folder is not None:
             served.adapters.load(adapter_folder)
         return LocalEngine(served, settings)
-    raise SettingsError(f"There is no engine {settings.engine!r}. Set NIGHTSCHOOL_ENGINE to local or fake.")
+    from assistant.remote import RemoteEngine, find_model, is_server, server_url
+
+    if not is_server(settings.engine):
+        raise SettingsError(
+            f"There is no engine {settings.engine!r}. Set NIGHTSCHOOL_ENGINE to local, fake or http://HOST:PORT/v1."
+        )
+    if adapter_folder is not None:
+        raise SettingsError(
+            f"A server does not read {adapter_folder}. Load it there and give its name, or take the local engine."
+        )
+    url, server = server_url(settings.engine), settings.server
+    model = server.model or find_model(url, server.api_key.get_secret_value())
+    return RemoteEngine(url, model, server, settings.queue_limit)

@@ -1,7 +1,7 @@
 """What an engine promises: requests in, replies that grow out. The promise only, so that it imports no torch.
 
 An engine is used from any thread. A Reply is written by the engine's own thread and read by others.
-Engines: `local.LocalEngine`, `fake.FakeEngine`.
+Engines: `local.LocalEngine`, `remote.RemoteEngine`, `fake.FakeEngine`.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ from typing import Literal, Protocol, TypedDict
 from assistant.errors import GenerationFailed
 
 Finish = Literal["stop", "length", "cancelled", "failed"]
+SERVER = "server:"
+"""How a base's id begins when a server holds the weights: which they are cannot be seen from here."""
 
 
 class Message(TypedDict):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from assistant.errors import SettingsError
@@ -47,6 +47,10 @@ class NightSettings(BaseModel):
     """Votes younger than this wait for a later night, so that somebody can look at them first."""
     alike_prompts: float = Field(0.9, gt=0, le=1)
     """A person's votes on prompts at least so alike share the weight of one."""
+    ai_weight: float = Field(0.5, ge=0, le=1)
+    """What an AI judge's choice or rewrite weighs beside a person's vote."""
+    ai_share: float = Field(0.3, ge=0, lt=1)
+    """The most of a night's weight that all AI judges together have; 0 leaves them out."""
     rank: int = Field(16, ge=1)
     """Rank of the LoRA adapter."""
     alpha: int = Field(32, ge=1)
@@ -111,6 +115,30 @@ class DoorSettings(BaseModel):
     """Replies of one account under way: one that is being written and one that waits."""
 
 
+class ServerSettings(BaseModel):
+    """The server that answers when `engine` is an address."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model: str = ""
+    """What the server calls the base model; empty asks the server, which must then offer exactly one."""
+    api_key: SecretStr = SecretStr("")
+    """Sent to the server and nowhere else; never shown, logged or stored."""
+    silence_s: float = Field(120.0, gt=0)
+    """Longest wait for the first token, and between two."""
+    deadline_s: float = Field(600.0, gt=0)
+    """Longest time for one reply, waiting included."""
+    at_once: int = Field(64, ge=1)
+    """Requests under way together; others wait here."""
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: SecretStr) -> SecretStr:
+        said = key.get_secret_value().strip()
+        if not (said.isascii() and said.isprintable()):
+            raise ValueError("a key has printable ASCII characters only")
+        return SecretStr(said)
+
+
 class Settings(BaseSettings):
     """Everything configurable, and the folders under the home."""
 
@@ -145,6 +173,8 @@ class Settings(BaseSettings):
     """What a night does."""
     door: DoorSettings = DoorSettings()
     """Who comes in."""
+    server: ServerSettings = ServerSettings()
+    """The server that answers, if one does."""
 
     @property
     def database_path(self) -> Path:

@@ -63,6 +63,7 @@ def _stats(store: Store) -> dict[str, Any]:
             "high": _percent(left.high),
         },
         "votes_a_minute": None if found.votes_a_minute is None else round(found.votes_a_minute, 2),
+        "ai": store.ai.counts(),
         "live": live.adapter_id or "base",
         "generation": live.generation,
     }

@@ -185,9 +185,13 @@ def _written(db: Database, persons: tuple[Person, ...]) -> set[str]:
 
 
 def _answered(db: Database, persons: tuple[Person, ...]) -> set[str]:
-    """Return what people were answered, and all of imported conversations, which may be very many."""
+    """Return what people were answered, what an AI wrote about it, and all of imported conversations, perhaps many."""
+    about = f"""SELECT {{}} AS text FROM ai_rewrite JOIN message ON message.id = message_id
+        JOIN conversation ON conversation.id = conversation_id WHERE person_id IN ({_ids(persons)})"""
     sql = f"""SELECT text FROM message JOIN conversation ON conversation.id = conversation_id
-        WHERE person_id IN ({_ids(persons)}) AND (message.role = 'assistant' OR provenance = 'imported')"""
+        WHERE person_id IN ({_ids(persons)}) AND (message.role = 'assistant' OR provenance = 'imported')
+        UNION {about.format("ai_rewrite.text")} AND ai_rewrite.text IS NOT NULL
+        UNION {about.format("critique")}"""
     return {row["text"] for row in rows(db, sql)}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from feedback_store.ai import PREFIX
 from feedback_store.checks import MAX_COMMENT_CHARS, check_choice, check_text
 from feedback_store.comparisons import CHOICES
 from feedback_store.errors import BadInput
@@ -113,11 +114,14 @@ def check_line(line: Mapping[str, Any], kind: str) -> Judgement:
         replies = _replies(line, kind, system)
         nodes = tuple(_prompt_nodes(turns, system))
         details = _DETAILS[kind](line) if kind in _DETAILS else {}
+    annotator = _name(line, "annotator") or ANNOTATOR
+    if annotator.startswith(PREFIX):
+        raise BadInput("Its `annotator` is an AI judge, and what an AI said is not imported among people's judgements.")
     said = [replace(node, created_at=None) for node in nodes]
     told = {name: value for name, value in details.items() if name not in ("shown_at", "title")}
     return Judgement(
         kind=kind,
-        annotator=_name(line, "annotator") or ANNOTATOR,
+        annotator=annotator,
         id=_name(line, "id"),
         created_at=_moment(line, "created_at"),
         content_hash=hashlib.sha256(repr((said, replies, sorted(told.items()))).encode()).hexdigest()[:32],

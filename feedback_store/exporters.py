@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 
 from sqlite_utils import Database
 
+from feedback_store.ai import read_ai_choices, read_ai_rewrites
 from feedback_store.checks import check_choice
 from feedback_store.connection import rows
 from feedback_store.consent import TEACHING
@@ -221,6 +222,34 @@ def _read_rankings(db: Database) -> Iterator[Line]:
         }
 
 
+def _read_ai_preferences(db: Database) -> Iterator[Line]:
+    """Yield what AI judges preferred, each under the judge's name; ties prefer nothing."""
+    for choice in read_ai_choices(db):
+        if choice.share == 0.5:
+            continue
+        pair, first = choice.pair, choice.share > 0.5
+        yield {
+            "id": f"{choice.judge}:{':'.join(pair.ids)}",
+            "annotator": choice.judge,
+            "created_at": choice.created_at,
+            "prompt": list(pair.prompt),
+            "chosen": _reply(pair.first if first else pair.second),
+            "rejected": _reply(pair.second if first else pair.first),
+            "share": round(max(choice.share, 1 - choice.share), 6),
+        }
+
+
+def _read_ai_demonstrations(db: Database) -> Iterator[Line]:
+    for rewrite in read_ai_rewrites(db):
+        yield {
+            "id": f"{rewrite.judge}:{rewrite.reply.id}",
+            "annotator": rewrite.judge,
+            "created_at": rewrite.created_at,
+            "prompt": list(rewrite.reply.prompt),
+            "completion": _reply(rewrite.text),
+        }
+
+
 def _read_thumbs(db: Database) -> Iterator[Line]:
     for row in rows(db, _THUMBS):
         reasons = json.loads(row["reasons"])
@@ -292,4 +321,6 @@ READERS: dict[str, Callable[[Database], Iterator[Line]]] = {
     "rankings": _read_rankings,
     "demonstrations": _read_demonstrations,
     "conversations": _read_conversations,
+    "ai-preferences": _read_ai_preferences,
+    "ai-demonstrations": _read_ai_demonstrations,
 }

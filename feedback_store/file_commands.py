@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from feedback_store.exchange import KINDS
-from feedback_store.exporters import export_file, export_to
+from feedback_store.exporters import READERS, export_file, export_to
 from feedback_store.foreign import FORMATS
 from feedback_store.importers import import_file
 from feedback_store.restoring import restore
@@ -25,7 +25,7 @@ def add_file_commands(commands: Commands, common: argparse.ArgumentParser) -> No
     put.add_argument("--format", choices=tuple(FORMATS), default="nightschool", help="whose file it is")
     put.add_argument("--skip-bad", action="store_true", help="keep the good lines of a file that has bad ones")
     take = commands.add_parser("export", parents=[common], help="write everything of one kind that may be taught")
-    take.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    take.add_argument("kind", choices=tuple(READERS), metavar="KIND", help=", ".join(READERS))
     take.add_argument("file", type=Path, metavar="OUT.jsonl", help="must not exist yet; - is standard output")
     take.add_argument("--csv", action="store_true", help="write a table for a spreadsheet instead of JSON lines")
     back = commands.add_parser("restore", parents=[common], help="put a backup in the database's place, checked first")

@@ -85,6 +85,13 @@ _REFERENCES = {
         SELECT comparison_id FROM (
             SELECT comparison_id, old, lag(new) OVER (PARTITION BY comparison_id ORDER BY id) AS before
             FROM comparison_event) WHERE old IS NOT before""",
+    "An AI judge's choice is not between two replies to one message, the older one first.": """
+        SELECT first.id FROM ai_choice JOIN message AS first ON first.id = first_message_id
+        JOIN message AS second ON second.id = second_message_id
+        WHERE first.role <> 'assistant' OR second.role <> 'assistant' OR first.seq > second.seq
+            OR (first.conversation_id, first.parent_id) IS NOT (second.conversation_id, second.parent_id)""",
+    "An AI judge rewrote something that is no reply.": """
+        SELECT message.id FROM ai_rewrite JOIN message ON message.id = message_id WHERE role <> 'assistant'""",
     "An imported line names a row that is not there.": """
         SELECT name FROM imported WHERE row_id NOT IN (
             SELECT id FROM conversation UNION ALL SELECT message_id FROM vote UNION ALL SELECT id FROM comparison

@@ -407,6 +407,49 @@ def add_choice_details(db: Database) -> None:
         db.execute(f"ALTER TABLE {table} ADD COLUMN retracted INTEGER NOT NULL DEFAULT 0 CHECK (retracted IN (0, 1))")
 
 
+def add_ai_feedback(db: Database) -> None:
+    """Add what AI judges said, apart from what people did; it goes with the replies that it is about.
+
+    The shares are of the answers in which the first reply, the older one, was preferred: once shown first and once
+    shown second; none where no answer could be read. A rewrite without a text found nothing to better.
+    """
+    db.execute("""
+        CREATE TABLE ai_judge(
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE CHECK (substr(name, 1, 3) = 'ai:'),
+            model TEXT NOT NULL,
+            constitution TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            row_hash BLOB
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE ai_choice(
+            judge_id INTEGER NOT NULL REFERENCES ai_judge(id) ON DELETE CASCADE,
+            first_message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            second_message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            shown_first REAL CHECK (shown_first BETWEEN 0 AND 1),
+            shown_second REAL CHECK (shown_second BETWEEN 0 AND 1),
+            unparsable INTEGER NOT NULL CHECK (unparsable >= 0),
+            judged_at TEXT NOT NULL,
+            row_hash BLOB,
+            PRIMARY KEY (judge_id, first_message_id, second_message_id),
+            CHECK (first_message_id <> second_message_id)
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("""
+        CREATE TABLE ai_rewrite(
+            judge_id INTEGER NOT NULL REFERENCES ai_judge(id) ON DELETE CASCADE,
+            message_id TEXT NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+            critique TEXT NOT NULL,
+            text TEXT,
+            written_at TEXT NOT NULL,
+            row_hash BLOB,
+            PRIMARY KEY (judge_id, message_id)
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("CREATE INDEX ai_choice_first ON ai_choice(first_message_id)")
+    db.execute("CREATE INDEX ai_choice_second ON ai_choice(second_message_id)")
+    db.execute("CREATE INDEX ai_rewrite_message ON ai_rewrite(message_id)")
+
+
 STEPS: tuple[Callable[[Database], None], ...] = (
     create_registry,
     create_people,
@@ -420,6 +463,7 @@ STEPS: tuple[Callable[[Database], None], ...] = (
     add_imports,
     add_row_hashes,
     add_choice_details,
+    add_ai_feedback,
 )
 VERSION = len(STEPS)
 

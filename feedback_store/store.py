@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from feedback_store.accounts import Accounts
+from feedback_store.ai import AiFeedback
 from feedback_store.connection import Connections
 from feedback_store.consent import Consent
 from feedback_store.conversations import Conversations
@@ -25,6 +26,7 @@ class Store:
         self.consent = Consent(connections)
         self.conversations = Conversations(connections)
         self.votes = Votes(connections)
+        self.ai = AiFeedback(connections)
         self.registry = Registry(connections)
 
     def close(self) -> None:

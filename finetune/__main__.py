@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     simulate = add("simulate", "Let simulated raters vote; said to be simulated wherever it shows.")
     rehearse = add("rehearse", "Rehearse the whole loop with simulated raters.")
     _add_rehearsal_arguments(simulate, rehearse)
+    judge = add("judge", "Let a model judge replies by a written constitution; said to be an AI's wherever it shows.")
+    _add_judge_arguments(judge)
     return parser
 
 
@@ -92,6 +94,10 @@ def _run(args: argparse.Namespace) -> int:
         from finetune import rehearse
 
         return rehearse.run(args)
+    if args.command == "judge":
+        from finetune import judge_command
+
+        return judge_command.run(args)
     from finetune import commands
 
     return commands.COMMANDS[args.command](args)
@@ -104,6 +110,18 @@ def _add_rehearsal_arguments(
 
     simulate.add_arguments(simulate_parser)
     rehearse.add_arguments(rehearse_parser)
+
+
+def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    from finetune.simulate import positive
+
+    parser.add_argument("--constitution", type=Path, metavar="FILE", help="text to judge by (else the project's own)")
+    parser.add_argument(
+        "--engine", metavar="ENGINE", help="local, or a server's http://HOST:PORT/v1 (else the setting)"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="at most N pairs, and N replies to revise")
+    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="answers in each of the two orders")
+    parser.add_argument("--revise", action="store_true", help="also criticise replies and write better ones")
 
 
 if __name__ == "__main__":

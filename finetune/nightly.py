@@ -26,6 +26,7 @@ from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StaleGeneration, StoreError, TaintedAdapter
 from feedback_store.records import Live, Outcome, TrainItem
+from finetune.ai_votes import add_ai_votes
 from finetune.collect import NightData, Votes, divide_votes, write_manifest
 from finetune.errors import FinetuneError
 from finetune.examples import Method, count_one_sided, settings_for
@@ -128,6 +129,7 @@ def _night(night: _Night, now: datetime) -> NightResult:
     settings = night.settings
     votes = tonights_votes(night.store, settings.night, now)
     data = divide_votes(votes, night.method, settings.night.holdout_share, settings.night.seed)
+    data = add_ai_votes(data, votes, night.store, settings.night, now, night.method)
     _freeze(night, data, None)
     if reason := _too_little(votes, data, night.method, settings.night.min_votes):
         return _finish(night, "skipped", reason)

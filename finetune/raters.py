@@ -15,6 +15,7 @@ from feedback_store import Store
 from feedback_store.agreement import Judged, agreement_with_others, read_judged
 from feedback_store.influence import Vote, weigh
 from finetune.collect import Votes, collect_votes
+from finetune.examples import Example
 from finetune.intervals import share_interval
 
 ENOUGH_IN_COMMON = 10
@@ -62,6 +63,21 @@ def bound_influence(votes: Votes, judged: Iterable[Judged], limits: NightSetting
         "contrary": len(votes.examples) - len(heard),
     }
     return Votes(examples, counts)
+
+
+def bound_ai(examples: Iterable[Example], people_weight: float, limits: NightSettings) -> list[Example]:
+    """Weigh what AI judges said: each by ai_weight, and all of it together at most ai_share of the night's weight.
+
+    Args:
+        examples: with their weights by age and sureness.
+        people_weight: of all that people said and the night trains on.
+        limits: ai_weight and ai_share.
+    """
+    said = list(examples)
+    wanted = limits.ai_weight * sum(example.weight for example in said)
+    room = people_weight * limits.ai_share / (1 - limits.ai_share)
+    factor = limits.ai_weight * min(1.0, room / wanted) if wanted else 0.0
+    return [replace(example, weight=example.weight * factor) for example in said if factor > 0]
 
 
 def contrary_people(judged: Iterable[Judged]) -> set[int]:

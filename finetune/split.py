@@ -10,7 +10,7 @@ Does not cover near-identical prompts; only those equal up to case and white spa
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.examples import Example
@@ -40,7 +40,7 @@ def split_examples(examples: Sequence[Example], share: float, seed: int) -> Spli
     """
     thumbs = [e for e in examples if e.thumb is not None]
     split = _split_examined([e for e in examples if e.thumb is None], share, seed)
-    names = {name for example in split.heldout for name in _names(example)}
+    names = leak_names(split.heldout)
     leaks = {e.key for e in thumbs if e.person in split.people or not names.isdisjoint(_names(e))}
     return replace(
         split,
@@ -125,8 +125,12 @@ def _groups(examples: Sequence[Example]) -> list[int]:
     return [root(i) for i in range(len(examples))]
 
 
+def leak_names(examples: Iterable[Example]) -> set[tuple[str, str]]:
+    """Return what these examples may share with others, so that one would tell of the other: conversation, prompt."""
+    return {name for example in examples for name in _names(example)}
+
+
 def _names(example: Example) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What an example may share with others so that one tells of the other."""
     return ("conversation", f"{example.person}/{example.conversation}"), ("prompt", _bare_prompt(example))
 
 

@@ -19,7 +19,19 @@ from finetune.__main__ import build_parser, main
 from tests.finetune_support import fill_store
 from tests.tiny import save_tiny
 
-COMMANDS = ("nightly", "train", "evaluate", "adapters", "promote", "rollback", "runs", "report", "simulate", "rehearse")
+COMMANDS = (
+    "nightly",
+    "train",
+    "evaluate",
+    "adapters",
+    "promote",
+    "rollback",
+    "runs",
+    "report",
+    "simulate",
+    "rehearse",
+    "judge",
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from feedback_store import open_store
 from finetune.__main__ import main
+from tests.finetune_support import fill_store
 
 pytestmark = pytest.mark.model
 
@@ -56,3 +58,17 @@ def test_a_short_training_on_the_real_model_carries_over_to_other_questions(
     assert found["accuracy"] == 1.0 and found["n"] == 4 and found["numeric_form"] == "int4"
     assert found["base_perplexity"] < 25 and found["perplexity"] < 2 * found["base_perplexity"]
     assert found["replies"] == 20
+
+
+def test_the_real_model_judges_and_reports_however_badly(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is too small to judge well; that it runs, is counted, and votes under its own name is what is asked."""
+    home.mkdir()
+    store = open_store(home / "nightschool.db")
+    fill_store(store, [f"What are {subject}?" for subject in SUBJECTS[:3]])
+    store.close()
+    assert main(["judge", "--engine", "local", "--limit", "3", "--revise", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["judge"].startswith("ai:gguf-")
+    assert told["pairs"] == told["choices"] + told["ties"] + told["unreadable"] == 3
+    assert told["answers"] + told["unparsable"] == 6 and told["too_long"] == 0
+    assert told["revision"]["replies"] == 3

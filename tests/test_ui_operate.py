@@ -13,6 +13,8 @@ import gradio as gr
 import pytest
 from filelock import FileLock
 
+from assistant.engine import SERVER
+from assistant.fake import FakeEngine
 from finetune.gate import Limits, Measures, decide
 from tests.test_store_overview import choose
 from tests.ui_support import World, make_world, play, request_of
@@ -98,6 +100,18 @@ def test_promotion_and_rollback_move_the_pointer(world: World) -> None:
     assert world.store.registry.live().adapter_id == "night-1"
     assert "Base model answers" in world.operate.roll_back(world.operate.generation())
     assert world.store.registry.live().adapter_id is None
+
+
+def test_over_a_server_an_adapter_is_checked_against_the_base_it_was_made_on(home: Path) -> None:
+    engine = FakeEngine()
+    engine.base_id = f"{SERVER}tiny"
+    world = make_world(home, engine)
+    folder = add_adapter(world, "night-1", "gguf-1")
+    assert "night-1 answers from the next message on" in world.operate.promote("night-1", "0")
+    world.operate.promote("base", "1")
+    damage(folder)
+    assert "is damaged" in world.operate.promote("night-1", "2")
+    world.store.close()
 
 
 def test_promoting_what_answers_already_says_so_and_moves_nothing(world: World) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from assistant.adapters import verify_adapter
+from assistant.engine import SERVER
 from assistant.errors import AdapterError
 from assistant.settings import Settings
 from feedback_store import Store
@@ -165,8 +166,9 @@ class OperateDesk:
 
     def _check(self, adapter: str | None) -> None:
         if adapter is not None:
-            self._store.registry.get_adapter(adapter)  # first: a name that nobody registered is no path
-            verify_adapter(self._adapters_dir / adapter, self._base_id)
+            registered = self._store.registry.get_adapter(adapter)  # first: a name that nobody registered is no path
+            base_id = registered.base_id if self._base_id.startswith(SERVER) else self._base_id
+            verify_adapter(self._adapters_dir / adapter, base_id)
 
     def _running_run(self) -> Run | None:
         """The night under way; one that was killed is marked as crashed here, so that it stands in nobody's way."""

@@ -7,6 +7,7 @@ hold up what is being written for all others. Knows nothing about pages.
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import threading
 import time
@@ -25,6 +26,8 @@ from feedback_store.errors import NotYours, StoreError
 from feedback_store.records import Message, MessageState, Origin
 from ui.limits import Turnstile
 from ui.own import own_path
+
+log = logging.getLogger(__name__)
 
 SEED_LIMIT = 2**31
 WRITERS: Final = 8
@@ -173,6 +176,8 @@ class Replies:
         if not reply.done:
             reply.cancel()
         finish: Finish = reply.finish or "cancelled"
+        if finish == "failed":  # the person is told that it failed, the operator why
+            log.warning("a reply failed: %s", reply.error)
         self._running.pop(draft.message.id, None)
         with contextlib.suppress(NotYours):
             self._store.conversations.finish_reply(
