@@ -11,7 +11,15 @@ from sqlite_utils import Database
 from feedback_store.checks import check_choice, check_text
 from feedback_store.connection import Connections, Row, one_row, rows
 from feedback_store.errors import BadInput, NotYours, StoreError, UnknownAdapter
-from feedback_store.records import Conversation, ConversationKind, Message, MessageState, Origin, utc_now
+from feedback_store.records import (
+    CONVERSATION_KINDS,
+    Conversation,
+    ConversationKind,
+    Message,
+    MessageState,
+    Origin,
+    utc_now,
+)
 
 TITLE_CHARS = 60
 Messages = list[Message]
@@ -155,7 +163,7 @@ class Conversations:
         Raises:
             BadInput: there is no such person.
         """
-        check_choice(kind, ("chat", "compare"), "A conversation's kind")
+        check_choice(kind, CONVERSATION_KINDS, "A conversation's kind")
         conversation_id, now = secrets.token_hex(16), utc_now()
         with self._connections.write() as db:
             if not one_row(db, "SELECT 1 FROM person WHERE id = ?", [person_id]):
@@ -302,7 +310,7 @@ class Conversations:
             return db.execute("UPDATE message SET state = 'interrupted' WHERE state = 'streaming'").rowcount
 
     def delete(self, conversation_id: str, person_id: int) -> None:
-        """Remove a conversation with its messages, votes, comparisons and rewrites.
+        """Remove a conversation with its messages and what was said of them.
 
         Raises:
             NotYours: absent or somebody else's.

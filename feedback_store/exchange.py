@@ -17,7 +17,7 @@ from feedback_store.checks import MAX_COMMENT_CHARS, check_choice, check_text
 from feedback_store.comparisons import CHOICES
 from feedback_store.errors import BadInput
 from feedback_store.rankings import check_ranks
-from feedback_store.records import REASONS_DOWN, REASONS_UP, Turn, as_text
+from feedback_store.records import CONVERSATION_KINDS, REASONS_DOWN, REASONS_UP, Turn, as_text
 
 KINDS = ("preferences", "thumbs", "comparisons", "rankings", "demonstrations", "conversations")
 ANNOTATOR = "imported"
@@ -260,7 +260,7 @@ def _conversation(line: Mapping[str, Any]) -> tuple[tuple[Node, ...], dict[str, 
     for message in messages:
         nodes.append(_node(message, nodes, system))
     title = check_text(line.get("title", ""), "Its `title`", max_chars=_NAME_CHARS)
-    kind = check_choice(line.get("kind", "chat"), ("chat", "compare"), "Its `kind`")
+    kind = check_choice(line.get("kind", "chat"), CONVERSATION_KINDS, "Its `kind`")
     return tuple(nodes), {"title": title, "kind": kind}
 
 

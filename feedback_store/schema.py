@@ -450,6 +450,22 @@ def add_ai_feedback(db: Database) -> None:
     db.execute("CREATE INDEX ai_rewrite_message ON ai_rewrite(message_id)")
 
 
+def add_rank_conversations(db: Database) -> None:
+    """Let a conversation be of the rank page too.
+
+    A column takes its check with it when it is dropped, so the table itself stays, and with it all that names its rows.
+    """
+    db.execute("DROP INDEX conversation_person")
+    db.execute("ALTER TABLE conversation RENAME COLUMN kind TO old_kind")
+    db.execute(
+        "ALTER TABLE conversation ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat'"
+        " CHECK (kind IN ('chat', 'compare', 'rank'))"
+    )
+    db.execute("UPDATE conversation SET kind = old_kind")
+    db.execute("ALTER TABLE conversation DROP COLUMN old_kind")
+    db.execute("CREATE INDEX conversation_person ON conversation(person_id, kind, updated_at)")
+
+
 STEPS: tuple[Callable[[Database], None], ...] = (
     create_registry,
     create_people,
@@ -464,6 +480,7 @@ STEPS: tuple[Callable[[Database], None], ...] = (
     add_row_hashes,
     add_choice_details,
     add_ai_feedback,
+    add_rank_conversations,
 )
 VERSION = len(STEPS)
 

@@ -20,7 +20,7 @@ from assistant.engine import Engine, Message, Reply, Request, Sampling
 from assistant.presets import SOCRATIC, Preset
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
-from feedback_store.records import Choice, Origin
+from feedback_store.records import CONVERSATION_KINDS, Choice, Origin
 from finetune.errors import FinetuneError
 from finetune.problems import Problem, make_problems
 from finetune.problems_voted import VOTED_KINDS
@@ -121,7 +121,7 @@ def refuse_real_people(store: Store) -> None:
     for person in store.people.all():
         if person.kind == "simulated":
             continue
-        if any(store.conversations.list(person.id, limit=1, kind=kind) for kind in ("chat", "compare")):
+        if any(store.conversations.list(person.id, limit=1, kind=kind) for kind in CONVERSATION_KINDS):
             raise NotForRealPeople(
                 f"The store {store.path} holds conversations of real people, and simulated votes do not belong "
                 "beside theirs. Name another home with --home or NIGHTSCHOOL_HOME."

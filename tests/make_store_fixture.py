@@ -36,6 +36,8 @@ def make(folder: Path = FOLDER) -> Path:
         judge = store.ai.judge("model-1", "Be kind.")
         store.ai.add_choice(judge, (replies[0], replies[1]), 1.0, 0.5, 0)
         store.ai.add_rewrite(judge, replies[1], "It says nothing.", "What does light do in the air?")
+        ranked = store.conversations.start(person, kind="rank").id
+        store.conversations.add_user_message(ranked, person, "Four answers, please.")
         store.conversations.begin_reply(question.id, person, ORIGIN)
         store.close()
         folder.mkdir(exist_ok=True)

@@ -298,7 +298,7 @@ def test_a_phone_reaches_everything(browser: Browser, address: str) -> None:
     visitor.settle()
     page.click("#vote-up")
     visitor.told("Your vote is saved.")
-    for name in ("Compare", "Operate", "Chat"):
+    for name in ("Compare", "Rank", "Operate", "Chat"):
         page.get_by_role("tab", name=name).click()
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{name} is too wide"
     page.click("#sidebar .toggle-button")

@@ -144,6 +144,30 @@ def test_an_older_store_is_migrated_and_a_copy_of_it_kept(path: Path) -> None:
     assert dump(path.with_name(f"nightschool.db.before-v{VERSION}")) == before
 
 
+def test_a_migration_keeps_each_conversation_its_page_and_its_messages(path: Path) -> None:
+    """The step that let in a third page makes the column anew, in a table that messages and votes name."""
+    old_store(path, 12)
+    db = connect(path)
+    for kind in ("chat", "compare"):
+        db.execute(
+            "INSERT INTO conversation(id, person_id, title, kind, created_at, updated_at) VALUES (?, 1, '', ?, '', '')",
+            [kind, kind],
+        )
+        db.execute(
+            "INSERT INTO message(id, conversation_id, role, text, state, created_at)"
+            " VALUES (?, ?, 'user', 'hello', 'done', '')",
+            [f"in {kind}", kind],
+        )
+    db.close()
+    store = open_store(path)
+    store.conversations.start(1, kind="rank")
+    for kind in ("chat", "compare"):
+        assert [kept.id for kept in store.conversations.list(1, kind=kind)] == [kind]
+        assert [message.id for message in store.conversations.thread(kind, 1)] == [f"in {kind}"]
+    assert len(store.conversations.list(1, kind="rank")) == 1
+    store.close()
+
+
 @pytest.mark.parametrize("steps", range(1, VERSION))
 def test_a_migrated_store_has_the_tables_of_a_new_one(path: Path, tmp_path: Path, steps: int) -> None:
     old_store(path, steps)

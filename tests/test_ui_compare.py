@@ -181,7 +181,7 @@ def test_answers_that_have_just_ended_were_not_broken_off(world: World, monkeypa
     monkeypatch.setattr(world.store.votes, "show_comparison", full)
     assert ask(world).notice == "The disk is full."
     assert world.compare.open(world.person).waiting
-    monkeypatch.setattr("ui.compare.MOMENT", timedelta(0))
+    monkeypatch.setattr("ui.rounds.MOMENT", timedelta(0))
     assert world.compare.open(world.person).notice == ENGLISH.broken_off
 
 

@@ -192,8 +192,17 @@ def keep_comparison(world: World, person: int, prompt: str, left: str, right: st
     return world.store.votes.show_comparison(person, asked.id, *sides).id
 
 
+def keep_ranking(world: World, person: int, prompt: str, texts: Sequence[str]) -> None:
+    """Store a round of four answers that wait for their places."""
+    talks = world.store.conversations
+    asked = talks.add_user_message(talks.start(person, kind="rank").id, person, prompt)
+    for text in texts:
+        reply = talks.begin_reply(asked.id, person, ORIGIN)
+        talks.finish_reply(reply.id, text, "done", "stop", 1)
+
+
 def fill_page(world: World, person: int, texts: Sequence[str]) -> str:
-    """Put texts wherever the chat and compare pages show any; returns a conversation that holds all of them."""
+    """Put texts wherever the chat, compare and rank pages show any; returns a conversation that holds all of them."""
     with world.store.connections.write():
         for text in texts:
             keep(world, person, [text])
@@ -202,6 +211,9 @@ def fill_page(world: World, person: int, texts: Sequence[str]) -> str:
                 world.store.votes.choose(shown, person, "tie")
         half = len(texts) // 2
         keep_comparison(world, person, "\n\n".join(texts), "\n\n".join(texts[:half]), "\n\n".join(texts[half:]))
+        for text in texts[:10]:
+            keep_ranking(world, person, text, [text, f"{text} again", *texts[:2]])
+        keep_ranking(world, person, "\n\n".join(texts), ["\n\n".join(texts[part::4]) for part in range(4)])
         return keep(world, person, texts)
 
 
@@ -222,6 +234,9 @@ def test_no_hostile_string_runs_or_calls_in_chat_compare_and_titles(
         expect(page.locator("#conversations label")).to_have_count(BATCH)
         page.get_by_role("tab", name="Compare").click()
         expect(page.locator("#reply-right")).to_be_visible()
+        watched.check(elsewhere)
+        page.get_by_role("tab", name="Rank").click()
+        expect(page.locator("#reply-A")).to_be_visible()
         watched.check(elsewhere)
     page.context.close()
 
@@ -285,9 +300,9 @@ def test_each_payload_by_itself_in_every_place_of_every_page_runs_nothing_and_ca
         expect(page.locator("#vote-comment textarea")).to_have_value(" ".join(texts)[:2000])
         page.click("#open-rewrite")
         expect(page.locator("#rewrite-text textarea")).to_have_value("\n\n".join(texts))
-        for tab in ("compare", "operate"):
-            page.locator("#pages [role=tab]").nth(("chat", "compare", "operate").index(tab)).click()
-            expect(page.locator({"compare": "#unanswered", "operate": "#runs .run"}[tab]).first).to_be_visible()
+        for tab, shows in (("compare", "#unanswered"), ("rank", "#past-rankings"), ("operate", "#runs .run")):
+            page.locator(f"#pages [role=tab][data-tab-id={tab}]").click()
+            expect(page.locator(shows).first).to_be_visible()
             watched.check(elsewhere)
         page.eval_on_selector_all("#runs details", "nights => nights.forEach(night => { night.open = true; })")
         watched.check(elsewhere)

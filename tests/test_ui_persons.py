@@ -24,6 +24,7 @@ from tests.ui_support import RefusingEngine, Shown, World, leave_after, make_wor
 from ui.chat import ChatPage, View
 from ui.compare import ComparePage
 from ui.operate import OperatePage
+from ui.rank import RankPage
 from ui.replies import Draft
 from ui.teaching import GENERAL, TeachDesk, TeachPage
 from ui.texts import ENGLISH, KOREAN
@@ -47,6 +48,8 @@ class Theirs(NamedTuple):
     """A second answer to the same question; both hold the secret."""
     comparison: str
     compared: str
+    ranked: str
+    """The question of a ranking."""
     running: str
     """A reply under way."""
 
@@ -62,7 +65,7 @@ class Two(NamedTuple):
 
 
 def fill(world: World, person: int) -> tuple[Theirs, Draft]:
-    """Let a person chat, vote, rewrite and compare; the last reply is still being written."""
+    """Let a person chat, vote, rewrite, compare and rank; the last reply is still being written."""
     first = play(world.chat.ask(person, SECRET, "plain", ""))[-1]
     second = play(world.chat.retry(person, "plain", first.shown))[-1]
     world.votes.thumb(person, "", second.shown, 1)
@@ -70,6 +73,8 @@ def fill(world: World, person: int) -> tuple[Theirs, Draft]:
     world.votes.rewrite(person, "", second.shown, SECRET)
     shown = play(world.compare.ask(person, SECRET, "plain"))[-1]
     (comparison,) = world.store.votes.comparisons(person)
+    ranked = play(world.rank.ask(person, SECRET, "plain"))[-1].key
+    world.rank.save(person, ranked, [1, 2, 3, 4], False)
     world.engine.seconds_per_word = 0.2
     conversation = world.store.conversations.start(person)
 
@@ -79,7 +84,7 @@ def fill(world: World, person: int) -> tuple[Theirs, Draft]:
     _, [draft] = world.replies.ask([], f"{SECRET} " * 500, "plain", person, record)
     world.engine.seconds_per_word = 0
     ids = (first.conversation_id, first.path[0].id, first.shown, second.shown, shown.key)
-    return Theirs(*ids, comparison.left_message_id, draft.message.id), draft
+    return Theirs(*ids, comparison.left_message_id, ranked, draft.message.id), draft
 
 
 @pytest.fixture
@@ -107,7 +112,7 @@ def all_rows(world: World) -> dict[str, list[Any]]:
 def acts(two: Two, person: int, name: str) -> dict[str, Callable[[], Any]]:
     """Every thing that a person can do to something by its id."""
     world = two.world
-    chat, votes, compare = world.chat, world.votes, world.compare
+    chat, votes, compare, rank = world.chat, world.votes, world.compare, world.rank
     own = next((item.id for item in world.store.conversations.list(person)), "")
     shown = chat.open(person, own).shown
     teaching = TeachDesk(world.store, ENGLISH)
@@ -137,6 +142,10 @@ def acts(two: Two, person: int, name: str) -> dict[str, Callable[[], Any]]:
         "compare stop": lambda: compare.stop(person, name),
         "reopen": lambda: compare.reopen(person, name),
         "choose": lambda: compare.choose(person, name, "left"),
+        "rank stop": lambda: rank.stop(person, name),
+        "rank save": lambda: rank.save(person, name, [1, 2, 3, 4], True),
+        "rank take back": lambda: rank.take_back(person, name),
+        "rank reopen": lambda: rank.reopen(person, name),
         "teach here": lambda: teaching.answer_here(person, name, "off"),
         "taught here": lambda: teaching.here(person, name),
     }
@@ -153,7 +162,8 @@ def refusal_of(act: Callable[[], Any]) -> str:
 ACTS = [
     "open", "ask", "ask nothing", "retry", "stop", "leave", "writing", "turn", "at", "panel", "panel selected",
     "thumb", "thumb selected", "explain", "explain selected", "retract", "retract selected", "liked", "rewrite",
-    "rewrite selected", "leave typed", "resume", "compare stop", "reopen", "choose", "teach here", "taught here",
+    "rewrite selected", "leave typed", "resume", "compare stop", "reopen", "choose", "rank stop", "rank save",
+    "rank take back", "rank reopen", "teach here", "taught here",
 ]  # fmt: skip
 
 
@@ -180,6 +190,7 @@ def test_the_same_ids_open_everything_to_whom_they_belong(two: Two) -> None:
     assert world.chat.turn(ada, theirs.version, -1).shown == theirs.reply
     assert world.votes.panel(ada, "", theirs.version).rewrite == SECRET
     assert world.compare.choose(ada, theirs.comparison, "left").stage == "chosen"
+    assert world.rank.save(ada, theirs.ranked, [1, 1, 1, 1], True).notice == ENGLISH.order_saved
     world.chat.leave(ada, theirs.running)
     assert two.draft.reply.cancelled
     assert world.replies.is_left(two.draft)
@@ -188,11 +199,12 @@ def test_the_same_ids_open_everything_to_whom_they_belong(two: Two) -> None:
 def test_nobody_sees_the_others_lists(two: Two) -> None:
     world, ben = two.world, two.ben.id
     chat = ChatPage(world.chat, world.votes, world.store, ENGLISH, 30)
-    compare = ComparePage(world.compare, ENGLISH)
+    compare, rank = ComparePage(world.compare, ENGLISH), RankPage(world.rank, ENGLISH)
     request = request_of(world, two.ben)
     shown = [chat.open("", "", "", "", "", "", request), compare.open(request), compare.next(request)]
+    shown += [rank.open(request), rank.next(request), rank.look_again("", request)]
     assert SECRET not in str(shown)
-    assert world.compare.past(ben) == world.compare.unanswered(ben) == []
+    assert world.compare.past(ben) == world.compare.unanswered(ben) == world.rank.past(ben) == []
     assert world.chat.open(ben) == View()
 
 
@@ -255,7 +267,7 @@ def told_by(browser: Browser, event: dict[str, Any], data: list[Any], mount: str
 
 def sent_with(event: dict[str, Any], kinds: dict[int, str], name: str) -> list[Any]:
     """The data of a page that names this in every box."""
-    values: dict[str, Any] = {"textbox": name, "radio": None, "dropdown": None, "checkboxgroup": []}
+    values = {"textbox": name, "radio": None, "dropdown": None, "checkboxgroup": [], "checkbox": False}
     return [values[kinds[part]] for part in event["inputs"]]
 
 
@@ -270,7 +282,7 @@ def test_no_event_shows_or_changes_what_is_somebody_elses(
     kinds = {part["id"]: part["type"] for part in config["components"]}
     handled = [event for event in config["dependencies"] if event["backend_fn"]]
     # they take no ids, and what they store is ben's own
-    own = {"ask_1", "teach_on", "teach_off"}
+    own = {"ask_1", "ask_2", "teach_on", "teach_off"}
     name = getattr(theirs, which)
     before = all_rows(world)
     count = 0
@@ -380,6 +392,8 @@ def test_one_reply_too_many_is_refused_in_words_and_its_text_stays(single: World
         assert (refused.notice, refused.keep) == (ENGLISH.too_many_replies, "one more")
         compared = await last_of(single.compare.ask(ada, "one more", "plain"))
         assert (compared.notice, compared.keep) == (ENGLISH.too_many_replies, "one more")
+        ranked = await last_of(single.rank.ask(ada, "one more", "plain"))
+        assert (ranked.stage, ranked.notice, ranked.keep) == ("same", ENGLISH.too_many_replies, "one more")
         assert single.store.conversations.list(ada) == stored
         assert (await last_of(single.chat.ask(ben, "mine", "plain", ""))).notice == ""
         assert (await last_of(single.chat.ask(ada, "free", "plain", "", limited=False))).notice == ""
@@ -405,18 +419,18 @@ def test_a_retry_too_many_is_refused_too(single: World) -> None:
     asyncio.run(play_it())
 
 
-def test_a_comparison_counts_as_one_and_a_place_is_always_given_back(
-    single: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_counts_as_one_and_a_place_is_always_given_back(single: World, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = single.store.people.add("ada").id
     assert play(single.compare.ask(ada, "which", "plain"))[-1].stage == "choosing"
     leave_after(single.chat.ask(ada, "a closed tab " * 20, "plain", ""), 2)
     leave_after(single.compare.ask(ada, "a closed tab " * 20, "plain"), 2)
+    leave_after(single.rank.ask(ada, "a closed tab " * 20, "plain"), 2)
     for fails in ("add_user_message", "begin_reply"):
         with monkeypatch.context() as patch:
             patch.setattr(single.store.conversations, fails, full)
             assert "full" in play(single.chat.ask(ada, "no room", "plain", ""))[-1].notice
             assert "full" in play(single.compare.ask(ada, "no room", "plain"))[-1].notice
+            assert "full" in play(single.rank.ask(ada, "no room", "plain"))[-1].notice
     with monkeypatch.context() as patch:
         patch.setattr(single.store.conversations, "finish_reply", full)
         with pytest.raises(StoreError):

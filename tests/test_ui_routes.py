@@ -114,7 +114,7 @@ def a_reply_of(world: World, name: str) -> str:
 
 def data_for(event: dict[str, Any], kinds: dict[int, str], reply: str) -> list[Any]:
     """What a page could send: the user's reply in every box, nothing chosen."""
-    values: dict[str, Any] = {"textbox": reply, "radio": None, "dropdown": None, "checkboxgroup": []}
+    values = {"textbox": reply, "radio": None, "dropdown": None, "checkboxgroup": [], "checkbox": False}
     return [values[kinds[part]] for part in event["inputs"]]
 
 

@@ -54,7 +54,7 @@ def begin(world: World, client: Client, mount: str, name: str) -> tuple[threadin
     ada, told = session_of(world, client, "ada"), list[str]()
     events = {event["api_name"]: event for event in events_of(ada, mount)}
     data: dict[str, list[Any]] = {"ask": [f"{CANARY} " * 200, "plain", "", "", "", ""]}
-    data["ask_1"] = data["ask"][:2]
+    data["ask_1"] = data["ask_2"] = data["ask"][:2]
     if name == "retry":
         told_by(ada, events["ask"], [CANARY, "plain", "", "", "", ""], mount)
         (talk,) = world.store.conversations.list(world.store.people.get("ada").id)
@@ -68,7 +68,7 @@ def begin(world: World, client: Client, mount: str, name: str) -> tuple[threadin
 
 
 @pytest.mark.parametrize(("mount", "texts"), PAGES)
-@pytest.mark.parametrize("name", ["ask", "retry", "ask_1"])
+@pytest.mark.parametrize("name", ["ask", "retry", "ask_1", "ask_2"])
 @pytest.mark.parametrize("how", HOW)
 def test_a_reply_to_somebody_who_is_shut_out_ends_in_one_sentence_and_frees_the_model(
     served: tuple[World, Client], mount: str, texts: Texts, name: str, how: str
@@ -101,7 +101,7 @@ def test_what_somebody_was_told_until_they_were_disabled_is_kept(served: tuple[W
     assert reply.state == "stopped" and reply.text.startswith("You said:")
 
 
-@pytest.mark.parametrize("page", ["chat", "compare"])
+@pytest.mark.parametrize("page", ["chat", "compare", "rank"])
 @pytest.mark.parametrize(
     ("subject", "name"),
     [
@@ -134,6 +134,8 @@ def test_an_erasure_at_any_moment_of_a_reply_leaves_a_sentence_and_nothing_else(
     monkeypatch.setattr(owner, name, beside)
     if page == "chat":
         notice = play(world.chat.ask(ada, CANARY, "plain", ""))[-1].notice
+    elif page == "rank":
+        notice = play(world.rank.ask(ada, CANARY, "plain"))[-1].notice
     else:
         notice = play(world.compare.ask(ada, CANARY, "plain"))[-1].notice
     assert erased and notice

@@ -18,6 +18,7 @@ from ui.door import Visit
 from ui.feedback import FeedbackDesk
 from ui.nights import Nights
 from ui.operate import OperateDesk
+from ui.rank import RankDesk
 from ui.replies import Replies
 from ui.texts import ENGLISH
 
@@ -47,6 +48,7 @@ class World:
     chat: ChatDesk
     votes: FeedbackDesk
     compare: CompareDesk
+    rank: RankDesk
     operate: OperateDesk
     nights: Nights
 
@@ -71,6 +73,7 @@ def make_world(home: Path, engine: FakeEngine | None = None) -> World:
         ChatDesk(replies, store, settings, ENGLISH),
         FeedbackDesk(store, ENGLISH),
         CompareDesk(replies, store, settings, ENGLISH),
+        RankDesk(replies, store, settings, ENGLISH),
         OperateDesk(store, nights, settings, engine.base_id, ENGLISH),
         nights,
     )

@@ -27,6 +27,7 @@ from ui.hosts import Hosts, is_loopback
 from ui.login import add_login_routes
 from ui.nights import Nights
 from ui.operate import OperateDesk, build_operate, wire_operate
+from ui.rank import RankDesk, build_rank, wire_rank
 from ui.replies import Replies
 from ui.style import MOON, account_html, brand_html, language_html, nightschool_theme, style_sheet
 from ui.texts import ENGLISH, KOREAN, Texts
@@ -110,10 +111,13 @@ def build_page(
                 chat = build_chat(texts)
             with gr.Tab(texts.compare_tab, id="compare", elem_id="tab-compare"):
                 compare = build_compare(texts, preset_choices(texts))
+            with gr.Tab(texts.rank_tab, id="rank", elem_id="tab-rank"):
+                rank = build_rank(texts, preset_choices(texts))
             with gr.Tab(texts.operate_tab, id="operate", elem_id="tab-operate", visible=False) as operate_tab:
                 operate = build_operate(texts)
         chat_page, chat_outputs = wire_chat(chat, new, conversations, tabs, chat_desk, votes, store, texts)
         compare_page = wire_compare(compare, CompareDesk(replies, store, settings, texts), texts)
+        rank_page = wire_rank(rank, RankDesk(replies, store, settings, texts), texts)
         for_members = frozenset(page.fns)
         wire_operate(operate, operate_tab, OperateDesk(store, nights, settings, base_id, texts), texts)
         for_operators = frozenset(page.fns) - for_members
@@ -123,13 +127,14 @@ def build_page(
             return [
                 *chat_page.open(conversation_id, "", "", "", "", "", request),
                 *compare_page.open(request),
+                *rank_page.open(request),
                 *chat_page.teaching.switch(person.id),
                 str(person.id),
                 gr.update(value=account_html(texts, person.name), visible=is_limited(request)),
                 gr.Tab(visible=person.role == "operator"),
             ]
 
-        filled = [*chat_outputs, *compare.outputs, *chat.teaching.switch, chat.who, account, operate_tab]
+        filled = [*chat_outputs, *compare.outputs, *rank.outputs, *chat.teaching.switch, chat.who, account, operate_tab]
         page.load(fill, [chat.shown], filled, js=ASKED_JS, **SHORT).then(
             None, [chat.who], None, js=DRAFT_JS, api_visibility="private"
         )

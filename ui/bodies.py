@@ -225,6 +225,10 @@ def _is_texts(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
 
@@ -233,6 +237,7 @@ _FITTING: Final[Mapping[str, Callable[[Any], bool]]] = {
     "textbox": _is_text,
     "radio": _is_text,
     "dropdown": _is_text,
+    "checkbox": _is_flag,
     "checkboxgroup": _is_texts,
 }
 

@@ -4,34 +4,28 @@ Handlers above, layout and wiring below. Which side a reply is shown on is drawn
 it is not sent to the browser before the choice.
 """
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 
 import gradio as gr
-from anyio.to_thread import run_sync
 
-from assistant.errors import AssistantError
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
-from feedback_store.records import Choice, Comparison, Message, as_text
+from feedback_store.records import Choice, Comparison, Message
 from ui.door import is_limited, visitor
-from ui.events import MAX_TYPED, SHORT, STREAMED
+from ui.events import SHORT, STREAMED
 from ui.feedback import notice_update, origin_line
 from ui.own import NOBODY, own_path, own_versions
-from ui.replies import Draft, Replies, TooManyReplies
+from ui.replies import Draft, Replies
+from ui.rounds import NotBegun, Refused, Rounds, build_card, build_composer, fill_page, prompt_html
 from ui.texts import Texts
 
-CURSOR = " ▍"
-POLL_S = 1 / 12
 RECENT = 50
-MOMENT = timedelta(seconds=10)
 SHOWN_CHOICES: tuple[Choice, ...] = ("left", "tie", "both-bad", "right")
 Stage = Literal["empty", "running", "choosing", "chosen"]
 
@@ -62,8 +56,8 @@ class CompareDesk:
     def __init__(self, replies: Replies, store: Store, settings: Settings, texts: Texts) -> None:
         self._replies = replies
         self._store = store
-        self._max_chars = settings.max_message_chars
         self._texts = texts
+        self._rounds = Rounds(replies, store, settings, texts, "compare", count=2)
 
     def open(self, person: int) -> Round:
         """Show the latest comparison, so that an unanswered one can still be answered and a broken one asked again."""
@@ -80,51 +74,19 @@ class CompareDesk:
         Args:
             limited: whether this person may have only so many replies under way.
         """
-        with ExitStack() as held:
-            begun = await self._replies.in_thread(partial(self._begin, held, person, text, preset, limited=limited))
-            if isinstance(begun, Round):
-                yield begun
-                return
-            question, drafts = begun
-            if swap_sides():
-                drafts.reverse()
-            async with aclosing(self._both(person, question, drafts, preset)) as rounds:
-                async for shown in rounds:
-                    yield shown
-
-    def _begin(
-        self, held: ExitStack, person: int, text: str, preset: str, *, limited: bool
-    ) -> tuple[Message, list[Draft]] | Round:
-        """Store the prompt and begin its two replies, or say why not; `held` is what a round under way holds."""
-        if not text.strip() or len(text) > self._max_chars:
-            too_long = self._texts.too_long.format(chars=len(text), limit=self._max_chars)
-            notice = too_long if text.strip() else self._texts.empty_message
-            return replace(self.open(person), notice=notice, keep=text)
+        asked = self._rounds.ask(person, text, preset, _on_sides, limited=limited)
         try:
-            held.enter_context(self._replies.place(person, limited=limited))
-            record = partial(self._record, person, text)
-            return self._replies.ask([], text, preset, person, record, count=2)
-        except TooManyReplies:
-            return replace(self.open(person), notice=self._texts.too_many_replies, keep=text)
-        except (AssistantError, StoreError) as error:
-            return Round(notice=self._texts.error(error), keep=text)
-
-    async def _both(self, person: int, question: Message, drafts: list[Draft], preset: str) -> AsyncGenerator[Round]:
-        """Stream two replies, once more where they are equal, then offer the choice."""
-        async with aclosing(self._stream(question, drafts, keep="")) as rounds:
-            async for shown in rounds:
-                yield shown
-        if _same(drafts):
-            try:
-                again = await self._replies.in_thread(partial(self._replies.retry, question, person, preset))
-                drafts = [drafts[0], again]
-            except (AssistantError, StoreError):
-                pass  # two equal replies are still worth showing
-            else:
-                async with aclosing(self._stream(question, drafts, keep=None)) as rounds:
-                    async for shown in rounds:
-                        yield shown
-        yield await self._replies.in_thread(partial(self._offer, person, question, drafts))
+            async with aclosing(asked) as looks:
+                async for look in looks:
+                    left, right = look.texts
+                    shown = Round("running", look.question.text, left, right, look.question.id)
+                    yield replace(shown, keep="" if look.begins else None)
+        except NotBegun as failed:
+            yield Round(notice=str(failed), keep=text)
+        except Refused as refused:
+            yield replace(await self._replies.in_thread(partial(self.open, person)), notice=str(refused), keep=text)
+        else:
+            yield await self._replies.in_thread(partial(self._offer, person, look.question, look.drafts))
 
     def reopen(self, person: int, key: str | None) -> Round:
         """Show one of the latest comparisons again."""
@@ -148,28 +110,9 @@ class CompareDesk:
     def _without_choice(self, person: int, path: list[Message], updated_at: str) -> Round:
         """Tell of a prompt whose two answers were never put side by side."""
         replies, prompt = own_versions(self._store, person, path[-1].id), path[0].text
-        running = any(self._replies.text_so_far(reply.id, person) is not None for reply in replies)
-        # Between the end of the answers and the choice lies a moment, in which nothing was stopped.
-        whole = all(reply.state in ("streaming", "done") for reply in replies)
-        if running or (whole and updated_at > as_text(datetime.now(UTC) - MOMENT)):
+        if self._rounds.under_way(person, replies, updated_at):
             return Round(prompt=prompt, notice=self._texts.answers_under_way, waiting=True)
         return Round(prompt=prompt, notice=self._texts.broken_off, keep=prompt)
-
-    def _record(self, person: int, text: str) -> Message:
-        conversations = self._store.conversations
-        with self._store.connections.write():  # both or neither
-            return conversations.add_user_message(conversations.start(person, kind="compare").id, person, text)
-
-    async def _stream(self, question: Message, drafts: list[Draft], keep: str | None) -> AsyncGenerator[Round]:
-        left, right = drafts
-        shown = Round("running", question.text, key=question.id, keep=keep)
-        try:
-            async with aclosing(_together(left, right)) as texts:
-                async for left_text, right_text in texts:
-                    yield replace(shown, left=left_text, right=right_text)
-                    shown = replace(shown, keep=None)
-        finally:
-            await self._replies.end(*drafts)
 
     def _offer(self, person: int, question: Message, drafts: list[Draft]) -> Round:
         if not self._store.people.is_let_in(person):
@@ -215,28 +158,8 @@ def swap_sides() -> bool:
     return bool(secrets.randbelow(2))
 
 
-def _same(drafts: list[Draft]) -> bool:
-    left, right = (draft.reply for draft in drafts)
-    ended = all(reply.finish in ("stop", "length") for reply in (left, right))
-    return ended and left.text.strip() == right.text.strip()
-
-
-async def _together(left: Draft, right: Draft) -> AsyncGenerator[tuple[str, str]]:
-    shown = None
-    while True:
-        done = left.reply.done and right.reply.done  # before the texts: what is seen as done is seen whole
-        texts = (_growing(left), _growing(right))
-        if texts != shown:
-            shown = texts
-            yield texts
-        if done:
-            return
-        await asyncio.sleep(POLL_S)
-
-
-def _growing(draft: Draft) -> str:
-    done = draft.reply.done
-    return draft.reply.text if done else draft.reply.text + CURSOR
+def _on_sides(drafts: list[Draft]) -> list[Draft]:
+    return drafts[::-1] if swap_sides() else drafts
 
 
 @dataclass(frozen=True)
@@ -277,28 +200,13 @@ def build_compare(texts: Texts, presets: list[tuple[str, str]]) -> CompareParts:
     """Lay out the compare page."""
     key = gr.Textbox(visible=False, elem_id="comparison")
     gr.HTML(f"<p class='lead'>{texts.escape(texts.compare_intro)}</p>")
-    with gr.Column(elem_id="compare-composer", elem_classes="composer"):
-        preset = gr.Radio(
-            presets, value="plain", label=texts.preset_label, elem_id="compare-preset", container=False,
-            elem_classes="segments",
-        )  # fmt: skip
-        with gr.Row(elem_classes="tight"):
-            box = gr.Textbox(
-                placeholder=texts.compare_placeholder, label=texts.message_label, show_label=False, lines=1,
-                max_lines=8, elem_id="compare-message", container=False, scale=8, max_length=MAX_TYPED,
-            )  # fmt: skip
-            ask = gr.Button(
-                texts.compare_button, variant="primary", elem_id="compare-ask", size="md", min_width=80, scale=0
-            )
-            stop = gr.Button(
-                texts.stop, variant="stop", elem_id="compare-stop", size="md", min_width=80, scale=0, visible=False
-            )
+    preset, box, ask, stop = build_composer(texts, presets, "compare", texts.compare_placeholder, texts.compare_button)
     notice = gr.HTML(elem_id="compare-notice", elem_classes="notice", visible=False)
-    prompt = gr.HTML(elem_id="compare-prompt")
+    prompt = gr.HTML(elem_id="compare-prompt", elem_classes="prompt")
     with gr.Column(visible=False, elem_id="arena") as arena:
         with gr.Row(equal_height=True):
-            left, left_name = _side(texts.left, "left")
-            right, right_name = _side(texts.right, "right")
+            _, left, left_name = build_card(texts.left, "left")
+            _, right, right_name = build_card(texts.right, "right")
         with gr.Column(elem_id="choosing") as choosing:
             gr.HTML(f"<p class='lead'>{texts.escape(texts.choice_question)}</p>")
             with gr.Row(elem_classes="tight", elem_id="choices"):
@@ -330,14 +238,6 @@ def build_compare(texts: Texts, presets: list[tuple[str, str]]) -> CompareParts:
     )  # fmt: skip
 
 
-def _side(title: str, name: str) -> tuple[gr.Markdown, gr.HTML]:
-    with gr.Column(elem_classes="card side", min_width=280):
-        gr.HTML(f"<h3>{title}</h3>")
-        text = gr.Markdown(elem_id=f"reply-{name}", elem_classes="reply", min_height=80)
-        revealed = gr.HTML(elem_id=f"revealed-{name}", elem_classes="muted")
-    return text, revealed
-
-
 class ComparePage:
     """Turns rounds into component updates."""
 
@@ -350,14 +250,13 @@ class ComparePage:
         person = NOBODY if shown.shut_out else person
         texts, running = self._texts, shown.stage == "running"
         verdict = texts.you_chose.format(choice=texts.choices[shown.choice]) if shown.choice else ""
-        prompt = f"<blockquote>{texts.escape(shown.prompt)}</blockquote>" if shown.prompt else ""
         return [
             shown.key,
             gr.skip() if shown.keep is None else shown.keep,
             gr.update(visible=not running),
             gr.update(visible=running),
             notice_update(shown.notice),
-            prompt,
+            prompt_html(shown.prompt),
             gr.update(visible=bool(shown.left or shown.right)),
             shown.left,
             shown.right,
@@ -397,10 +296,10 @@ class ComparePage:
     async def ask(self, text: str, preset: str, request: gr.Request) -> AsyncGenerator[list[Any]]:
         """Stream a round into the page."""
         person = visitor(request).id
-        async with aclosing(self._desk.ask(person, text, preset, limited=is_limited(request))) as rounds:
-            async for shown in rounds:
-                running = shown.stage == "running"  # of which nothing is looked up
-                yield self.updates(person, shown) if running else await run_sync(self.updates, person, shown)
+        rounds = self._desk.ask(person, text, preset, limited=is_limited(request))
+        async with aclosing(fill_page(rounds, self.updates, person)) as filled:
+            async for update in filled:
+                yield update
 
     def stop(self, key: str, request: gr.Request) -> None:
         """Stop both replies."""

@@ -28,7 +28,7 @@ from ui.texts import Texts
 BASE = "base"
 DIGESTS = 6
 """Place of the digests among the outputs, behind the parts that they are of."""
-COUNTED = ("replies", "thumbs_up", "thumbs_down", "comparisons", "rewrites", "pairs")
+COUNTED = ("replies", "thumbs_up", "thumbs_down", "comparisons", "rankings", "rewrites", "pairs")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Replies:
 
     @contextlib.contextmanager
     def place(self, person_id: int, *, limited: bool) -> Iterator[None]:
-        """Hold one of the places that a person has for replies under way; a comparison takes one.
+        """Hold one of the places that a person has for replies under way; a round of several takes one.
 
         Args:
             limited: False for the owner of an app without accounts, who has as many as the engine takes.
@@ -132,14 +132,18 @@ class Replies:
         return question, self._begin(question, person_id, begun)
 
     def retry(self, question: Message, person_id: int, preset_key: str) -> Draft:
-        """Begin another reply to a stored question.
+        """Begin another reply to a stored question; see again."""
+        return self.again(question, person_id, preset_key, 1)[0]
+
+    def again(self, question: Message, person_id: int, preset_key: str, count: int) -> list[Draft]:
+        """Begin `count` more replies to a stored question, from different seeds.
 
         Raises:
             AssistantError: the engine refused; nothing was stored.
             StoreError: the question is not this person's.
         """
         turns = _turns(own_path(self._store, person_id, question.id))
-        return self._begin(question, person_id, self._submit(turns, preset_key, 1))[0]
+        return self._begin(question, person_id, self._submit(turns, preset_key, count))
 
     def _submit(self, turns: list[Turn], preset_key: str, count: int) -> list[tuple[Origin, Reply]]:
         """Start replies; the live adapter is read here, so that a promotion answers the next message."""

@@ -24,6 +24,7 @@ class Texts:
     tagline: str
     chat_tab: str
     compare_tab: str
+    rank_tab: str
     operate_tab: str
     # who is logged in
     logged_in_as: str
@@ -112,6 +113,29 @@ class Texts:
     past_comparisons: str
     unanswered: str
     reopen_comparison: str
+    # rank
+    rank_intro: str
+    rank_placeholder: str
+    rank_button: str
+    answer: str
+    """The heading of one of the replies; {letter} names it."""
+    place: str
+    """Asks for the place of one of the replies; {letter} names it."""
+    none_is_good: str
+    save_order: str
+    take_order_back: str
+    order_saved: str
+    order_taken_back: str
+    place_each: str
+    no_ranking: str
+    alike: str
+    """Told when the replies differ too little to be put in order."""
+    alike_once: str
+    rank_broken_off: str
+    rank_under_way: str
+    past_rankings: str
+    ranked: str
+    not_ranked: str
     # operate
     votes_title: str
     usable_votes: str
