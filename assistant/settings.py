@@ -3,13 +3,15 @@
 Nested groups are written NIGHTSCHOOL_NIGHT__MIN_VOTES=40, or in settings.toml as [night] min_votes = 40.
 """
 
+import ipaddress
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from assistant.errors import SettingsError
@@ -93,14 +95,36 @@ class NightSettings(BaseModel):
     """Of the split and the training."""
 
 
+def _network(address: str) -> str:
+    """Check that this names addresses: what nobody comes from would be believed of nobody, unnoticed."""
+    try:
+        ipaddress.ip_network(address, strict=False)
+    except ValueError:
+        raise ValueError(f"{address!r} is no address or network, such as 127.0.0.1 or 10.0.0.0/8") from None
+    return address
+
+
+def _with_port(url: str) -> str:
+    """Check that the port, where an address names one, is one."""
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{url!r} names a port that is none; ports go from 1 to 65535")
+    return url
+
+
 class DoorSettings(BaseModel):
     """Who may reach the web app, and how often. The owner of an app without accounts is held to none of the limits."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    public_url: str = Field("", pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?)?$")
+    public_url: Annotated[str, AfterValidator(_with_port)] = Field(
+        "", pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?)?$"
+    )
     """The address that people open when a proxy stands before the app: scheme and host, no path."""
-    trusted_proxies: list[str] = []
-    """Addresses whose X-Forwarded-For and X-Forwarded-Proto are believed; nobody else's are."""
+    trusted_proxies: list[Annotated[str, AfterValidator(_network)]] = []
+    """Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed; nobody else's are."""
     trusted_hosts: list[str] = []
     """Further host names that people may open the app by."""
     logins_per_account: int = Field(5, ge=1)
@@ -112,7 +136,7 @@ class DoorSettings(BaseModel):
     requests_at_once: int = Field(100, ge=1)
     """Requests under way, held streams among them, for one account, or for one address that is not logged in."""
     generations_per_account: int = Field(2, ge=1)
-    """Replies of one account under way: one that is being written and one that waits."""
+    """Replies of one account under way: one is being written, the others wait for it."""
 
 
 class ServerSettings(BaseModel):

@@ -4,13 +4,18 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from httpx import Client
     from playwright.sync_api import Browser
+
+    from tests.ui_support import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -45,6 +50,19 @@ def browser() -> Iterator["Browser"]:
 
     with running_browser() as started:
         yield started
+
+
+@pytest.fixture
+def app(home: Path) -> Iterator[tuple["World", "Client"]]:
+    """An app with accounts, served from this process, for a test whose browser is the `browser` above."""
+    from tests.door_support import open_live
+
+    # from a thread of its own: the browser's has a loop already
+    with ThreadPoolExecutor(1) as aside, ExitStack() as opened:
+        running = open_live(home)
+        world = aside.submit(running.__enter__).result()
+        opened.callback(lambda: aside.submit(running.__exit__, None, None, None).result())
+        yield world
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -21,7 +22,7 @@ from httpx import Response
 from feedback_store.records import Role
 from tests.ui_support import World, make_world
 from ui.app import build_app
-from ui.door import SESSION_COOKIE
+from ui.door import FORM_COOKIE, SESSION_COOKIE
 
 HOST = "http://127.0.0.1:7860"
 PASSWORD = "correct horse"
@@ -50,8 +51,8 @@ class Browser:
 
     def _headers(self, more: dict[str, Any]) -> dict[str, str]:
         headers = {"accept-language": "en", **more.pop("headers", {})}
-        for name, value in self.cookies.items():
-            headers.setdefault("cookie", f"{name}={value}")
+        if self.cookies:
+            headers.setdefault("cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items()))
         return headers
 
     def get(self, path: str, **more: Any) -> Response:
@@ -59,11 +60,23 @@ class Browser:
         return self.ask("GET", path, **more)
 
     def form(self, path: str, **fields: str) -> Response:
-        """Send a form, and keep the session that the answer gives or takes."""
-        answer = self.ask("POST", path, data=fields)
+        """Fill in a form of ours, and keep the session that the answer gives or takes."""
+        answer = self.ask("POST", path, data={**self.token_for(path), **fields})
         if SESSION_COOKIE in answer.cookies:
             self.cookies[SESSION_COOKIE] = answer.cookies[SESSION_COOKIE]
         return answer
+
+    def token_for(self, path: str) -> dict[str, str]:
+        """What the form that goes there brings beside what is typed, read from the page that shows it."""
+        # whoever is in is not shown the login, but may have it in another tab from before
+        alone = (
+            {"headers": {"cookie": f"{FORM_COOKIE}={self.cookies.get(FORM_COOKIE, '')}"}} if path == "/login" else {}
+        )
+        page = self.get("/consent" if path == "/logout" else path, **alone)
+        if FORM_COOKIE in page.cookies:
+            self.cookies[FORM_COOKIE] = page.cookies[FORM_COOKIE]
+        tokens = dict(re.findall(r"action='(/\w+)'[^>]*><input type='hidden' name='token' value='(\w+)'", page.text))
+        return {"token": tokens[path]} if path in tokens else {}
 
     def log_in(self, name: str, password: str = PASSWORD) -> Response:
         """Send the login form."""

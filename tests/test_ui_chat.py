@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from assistant.fake import FakeEngine
 from feedback_store.errors import StoreError
 from feedback_store.records import Message
 from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, request_of, socratic_script
-from ui.bubbles import bubbles, close_fence
+from ui.bubbles import bubbles
 from ui.chat import ChatPage
 from ui.replies import Draft, Replies
 from ui.texts import ENGLISH
@@ -86,20 +87,6 @@ def test_stop_keeps_the_partial_text(make: Make) -> None:
     assert views[-1].path[-1].state == "stopped"
     assert len(views[-1].path[-1].text) < len(LONG)
     assert ENGLISH.note_stopped in bubbles(views[-1].path, ENGLISH)[-1]["content"]
-
-
-@pytest.mark.parametrize(
-    ("text", "closed"),
-    [
-        ("no code", "no code"),
-        ("```py\nx = 1", "```py\nx = 1\n```"),
-        ("```py\nx\n```\nend", "```py\nx\n```\nend"),
-        ("~~~~\n~~~", "~~~~\n~~~\n~~~~"),
-        ("- ```\n  x", "- ```\n  x\n  ```"),
-    ],
-)
-def test_a_note_stands_outside_of_code_that_broke_off(text: str, closed: str) -> None:
-    assert close_fence(text) == closed
 
 
 def test_a_conversation_opens_with_the_preset_of_its_last_reply(make: Make) -> None:
@@ -309,7 +296,8 @@ def test_reopening_shows_the_newest_branch_with_its_thumbs(make: Make) -> None:
 
 def start(world: World, text: str = LONG) -> Draft:
     """Begin a reply as another page does."""
-    question, [draft] = world.replies.ask([], text, "plain", world.person, lambda: store_question(world, text))
+    record = partial(store_question, world, text)
+    question, [draft] = world.replies.ask([], text, "plain", world.person, record, None)
     assert draft.message.parent_id == question.id
     return draft
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from feedback_store import open_store
 from ui.__main__ import CannotServe, main, reserve
 
 
@@ -29,6 +30,17 @@ def test_a_used_port_is_refused_and_the_home_is_free_again(home: Path) -> None:
     with reserve(None, "127.0.0.1", 0) as (settings, listener):
         assert settings.home == home
         assert listener.getsockname()[1] > 0
+
+
+@pytest.mark.parametrize("host", ["nonsense.invalid", "192.0.2.7", "not a name", "x" * 300])
+def test_an_address_that_is_none_of_ours_is_told_from_a_taken_port(home: Path, host: str) -> None:
+    """For a mistyped name it said that the port was taken."""
+    store = open_store(home / "nightschool.db")
+    store.accounts.add("olga", "correct horse", "operator")
+    store.close()
+    with pytest.raises(CannotServe, match="is no address of this machine; give --host"):
+        with reserve(None, host, 0):
+            raise AssertionError("was let in")
 
 
 def test_other_machines_are_refused_until_there_are_accounts(capsys: pytest.CaptureFixture[str]) -> None:

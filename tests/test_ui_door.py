@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 from assistant.settings import DoorSettings
 from feedback_store.accounts import MIN_PASSWORD_CHARS
 from feedback_store.sessions import SESSION_IDLE, SESSION_LIFETIME
-from tests.door_support import HOST, PASSWORD, Browser, events_of, open_app, session_of
+from tests.door_support import PASSWORD, Browser, events_of, open_app, session_of
 from tests.ui_support import World
-from ui.door import SESSION_COOKIE, Door, NobodyThere, Visit, is_limited, visitor
+from ui.door import FORM_COOKIE, SESSION_COOKIE, Door, NobodyThere, Visit, form_token, is_limited, visitor
 from ui.login_texts import ENGLISH_DOOR, KOREAN_DOOR
 
 Running = tuple[World, TestClient]
@@ -127,10 +127,10 @@ def test_the_cookie_is_for_this_site_and_no_script(running: Running, ada: str) -
 
 def test_with_a_public_https_address_the_cookie_is_for_https_only(home: Path) -> None:
     with open_app(home, public_url="https://school.example/") as (_, client):
-        answer = Browser(client).ask(
-            "POST", "/login", data={"name": "ada", "password": PASSWORD},
-            headers={"host": "school.example", "origin": "https://school.example"},
-        )  # fmt: skip
+        browser = Browser(client)
+        fields = {"name": "ada", "password": PASSWORD, **browser.token_for("/login")}
+        headers = {"host": "school.example", "origin": "https://school.example"}
+        answer = browser.ask("POST", "/login", data=fields, headers=headers)
         assert answer.status_code == 303
         assert "Secure" in answer.headers["set-cookie"]
 
@@ -167,6 +167,42 @@ def test_logging_out_ends_the_session_and_is_never_a_link(running: Running, ada:
     assert f'{SESSION_COOKIE}=""' in answer.headers["set-cookie"]
     assert Browser(client, token).get("/config").status_code == 401
     assert elsewhere.get("/config").status_code == 200
+
+
+def test_a_form_without_the_token_of_this_session_and_form_changes_nothing(running: Running, ada: str) -> None:
+    """A reply on the chat page held a form for /consent and a button over the whole page: one click changed it.
+
+    It came from the app's own origin, with the person's cookie; what it could not have is what the app's forms bring.
+    """
+    world, client = running
+    browser, other = session_of(world, client, ada), session_of(world, client, "ben")
+    wrong = ["", "x", "한국어", other.token_for("/consent")["token"], browser.token_for("/logout")["token"]]
+    changed = {"current": PASSWORD, "new": "another horse", "again": "another horse"}
+    for token in wrong:
+        answer = browser.ask("POST", "/consent", data={"teach": "on", "token": token})
+        assert answer.status_code == 403
+        assert ENGLISH_DOOR.form_too_old in answer.text
+        assert browser.ask("POST", "/password", data={**changed, "token": token}).status_code == 403
+    for token in ("", "x", browser.token_for("/consent")["token"]):
+        answer = browser.ask("POST", "/logout", data={"token": token})
+        assert answer.status_code == 403
+        assert "action='/logout'" in answer.text, "the way out stays open"
+        login = {"name": "ben", "password": PASSWORD, "token": token}
+        assert browser.ask("POST", "/login", data=login).status_code == 403
+    assert world.store.people.get(ada).teach == "unanswered"
+    assert browser.get("/config").status_code == 200
+    assert Browser(client).log_in(ada).status_code == 303
+    assert browser.form("/consent", teach="off").status_code == 303
+    assert world.store.people.get(ada).teach == "off"
+
+
+def test_the_owner_without_a_session_needs_the_form_too(alone: Running) -> None:
+    world, client = alone
+    owner = Browser(client)
+    assert owner.ask("POST", "/consent", data={"teach": "off"}).status_code == 403
+    assert world.store.people.owner().teach == "on"
+    assert owner.form("/consent", teach="off").status_code == 303
+    assert world.store.people.owner().teach == "off"
 
 
 @pytest.mark.parametrize("age", [SESSION_LIFETIME, SESSION_IDLE])
@@ -269,11 +305,11 @@ def test_the_pages_work_without_scripts_and_load_nothing(running: Running, ada: 
 @pytest.mark.parametrize(
     "body", [b"", b"name=ada", b"&" * 5000, b"a=1&" * 50, b"\xff\xfe%ff%00=1", b"name=%00&password=%00"]
 )
-def test_a_form_that_no_page_sends_is_a_wrong_login(running: Running, body: bytes) -> None:
+def test_a_form_that_no_page_sends_is_no_login(running: Running, body: bytes) -> None:
     browser = Browser(running[1])
     assert browser.raw(b"", "nothing").status_code == 404
     headers = {"content-type": "application/x-www-form-urlencoded"}
-    assert browser.ask("POST", "/login", content=body, headers=headers).status_code == 401
+    assert browser.ask("POST", "/login", content=body, headers=headers).status_code == 403
 
 
 def test_a_bearer_token_is_its_persons_and_a_cookie_is_not_one(running: Running) -> None:
@@ -312,8 +348,11 @@ def test_fifty_logins_at_once_keep_the_app_answering(home: Path) -> None:
     """Hashing happens in two threads of its own; whoever does not fit into their queue is told to come back."""
     with open_app(home, logins_per_address=1000, logins_per_account=1000) as (_, client):
         with ThreadPoolExecutor(40) as pool:
+            fields = {"password": "x", "token": form_token("key", "/login")}
+            cookie = {"cookie": f"{FORM_COOKIE}=key"}
             tries = [
-                pool.submit(client.post, HOST + "/login", data={"name": f"ada{n}", "password": "x"}) for n in range(50)
+                pool.submit(client.post, "/login", data={"name": f"ada{n}", **fields}, headers=cookie)
+                for n in range(50)
             ]
             slowest = 0.0
             while not all(one.done() for one in tries):

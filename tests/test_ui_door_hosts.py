@@ -1,6 +1,7 @@
 """By which names the app answers, to whose pages, and when it may be opened to others at all."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from feedback_store import open_store
 from tests.browser_support import running_app
 from tests.door_support import HOST, PASSWORD, Browser, make_app, make_door_world, open_app, serving, session_of
 from ui.__main__ import CannotServe, main, reserve
-from ui.hosts import Hosts, host_name, is_loopback
+from ui.hosts import Hosts, host_name, is_loopback, reachable
 
 pytestmark = pytest.mark.long
 
@@ -120,9 +121,10 @@ def test_only_a_trusted_proxy_says_who_is_asking_and_how_they_came(home: Path) -
     app = make_app(world)
     said = {"host": "school.example", "origin": "https://school.example"}
     with serving(app, proxy_headers=True, forwarded_allow_ips=["127.0.0.1"]) as client:
-        wrong = {"name": "ada", "password": "guess"}
+        browser = Browser(client)
+        wrong = {"name": "ada", "password": "guess", **browser.token_for("/login")}
         statuses = [
-            Browser(client).ask("POST", "/login", data=wrong, headers={**said, "x-forwarded-for": address}).status_code
+            browser.ask("POST", "/login", data=wrong, headers={**said, "x-forwarded-for": address}).status_code
             for address in ["203.0.113.5"] * 6 + ["203.0.113.6"]
         ]
         assert statuses == [401] * 5 + [429, 401]
@@ -152,13 +154,47 @@ def test_the_app_is_opened_to_nobody_while_nobody_can_keep_them_out(
 
 
 @pytest.mark.parametrize(
-    "url", ["school.example", "https://school.example/app", "ftp://x", "https://u@h", "https://h x"]
+    "url",
+    [
+        "school.example",
+        "https://school.example/app",
+        "ftp://x",
+        "https://u@h",
+        "https://h x",
+        "https://h:99999",
+        "https://h:0",
+    ],
 )
 def test_a_public_address_is_scheme_and_host(url: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--public-url", url]) == 1
     assert "give --public-url as https://HOST" in capsys.readouterr().err
     with pytest.raises(CannotServe), reserve(None, "127.0.0.1", 0, url):
         raise AssertionError("was let in")
+
+
+@pytest.mark.parametrize("proxy", ["nonsense", "", "127.0.0.1:80", "1.2.3", "*", "fe80::/200"])
+def test_a_trusted_proxy_is_an_address_or_a_network(
+    proxy: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped one was taken, and believed of nobody."""
+    assert main(["--trusted-proxy", "10.0.0.1", "--trusted-proxy", proxy]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{proxy} is no proxy that could be trusted") and said.count("\n") == 1
+    monkeypatch.setenv("NIGHTSCHOOL_DOOR__TRUSTED_PROXIES", json.dumps(["10.0.0.0/8", "::1"]))
+    assert load_settings().door.trusted_proxies == ["10.0.0.0/8", "::1"]
+    monkeypatch.setenv("NIGHTSCHOOL_DOOR__TRUSTED_PROXIES", json.dumps([proxy]))
+    with pytest.raises(SettingsError, match="door.trusted_proxies"):
+        load_settings()
+
+
+def test_what_is_said_to_be_opened_can_be_opened() -> None:
+    """It said http://0.0.0.0, which names no machine to anybody else."""
+    name = socket.gethostname()
+    assert reachable("0.0.0.0", 7860) == ("http://127.0.0.1:7860", f"http://{name}:7860")
+    assert reachable("::", 7860) == ("http://[::1]:7860", f"http://{name}:7860")
+    assert reachable("127.0.0.1", 7860) == ("http://127.0.0.1:7860", "")
+    assert reachable("2001:db8::1", 7860) == ("http://[2001:db8::1]:7860", "")
+    assert Hosts("0.0.0.0").knows(f"{name}:7860")
 
 
 def test_the_door_is_set_by_variables_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,11 +219,10 @@ def test_the_real_command_opens_to_others_with_a_login_and_short_answers_do_not_
     store = open_store(home / "nightschool.db")
     store.accounts.add("olga", PASSWORD, "operator")
     store.close()
-    with running_app(home, "--host", "0.0.0.0") as (address, _):
-        url = address.replace("0.0.0.0", "127.0.0.1")
+    with running_app(home, "--host", "0.0.0.0") as (url, _):
         # a process of its own: requests of this one could not be timed beside the other tests
         code = (
-            "import httpx, sys, time\n"
+            "import httpx, re, sys, time\n"
             "with httpx.Client(base_url=sys.argv[1]) as client:\n"
             "    assert client.get('/').status_code == 303\n"
             "    assert client.get('/', headers={'host': 'evil.example'}).status_code == 400\n"
@@ -198,7 +233,9 @@ def test_the_real_command_opens_to_others_with_a_login_and_short_answers_do_not_
             "        client.get('/healthz')\n"
             "        took.append(time.perf_counter() - began)\n"
             "    assert sorted(took)[4] < 0.03, took\n"
-            "    answer = client.post('/login', data={'name': 'olga', 'password': 'correct horse'})\n"
+            "    token = re.search(\"name='token' value='(.*?)'\", client.get('/login').text).group(1)\n"
+            "    fields = {'name': 'olga', 'password': 'correct horse', 'token': token}\n"
+            "    answer = client.post('/login', data=fields)\n"
             "    assert answer.status_code == 303, answer.text\n"
             "    assert client.get('/config').status_code == 200\n"
         )

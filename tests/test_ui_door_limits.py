@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from tests.door_support import PASSWORD, Browser, events_of, open_app, open_live, session_of
 from tests.ui_support import World
-from ui.limits import GUESSED, PERIOD_S, LoginLimits, Turnstile, Window, address_key
+from ui.limits import GUESSED, PERIOD_S, Line, LoginLimits, Turnstile, Window, address_key
 from ui.login_texts import ENGLISH_DOOR
 
 HERE, THERE = "192.0.2.1", "198.51.100.7"
@@ -65,6 +65,22 @@ def test_a_turnstile_lets_so_many_in_and_remembers_nobody_who_left() -> None:
     assert turnstile._inside == {}
     with pytest.raises(AssertionError):
         turnstile.leave(7)
+
+
+def test_a_line_lets_one_through_at_a_time_in_the_order_they_came() -> None:
+    line = Line(3)
+    first, second, third, fourth = [line.join(7) for _ in range(4)]
+    assert first and second and third and fourth is None
+    assert [turn.is_set() for turn in (first, second, third)] == [True, False, False]
+    other = line.join(8)
+    assert other and other.is_set()
+    line.leave(7, second)  # went while it waited
+    assert not third.is_set()
+    line.leave(7, first)
+    assert third.is_set()
+    line.leave(7, third)
+    line.leave(8, other)
+    assert line._lines == {}
 
 
 def test_wrong_passwords_are_counted_by_account_and_address(clock: Clock) -> None:

@@ -8,10 +8,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from httpx import Client
@@ -19,7 +16,6 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from feedback_store.records import Origin
 from tests.browser_support import Visitor
-from tests.door_support import open_live
 from tests.shared_data import hostile_strings, needs_data
 from tests.ui_support import World
 from ui.door import SESSION_COOKIE
@@ -98,16 +94,6 @@ def elsewhere() -> Iterator[Listening]:
         thread.join()
 
 
-@pytest.fixture
-def app(home: Path) -> Iterator[tuple[World, Client]]:
-    # from a thread of its own: the browser's has a loop already
-    with ThreadPoolExecutor(1) as aside, ExitStack() as opened:
-        running = open_live(home)
-        world = aside.submit(running.__enter__).result()
-        opened.callback(lambda: aside.submit(running.__exit__, None, None, None).result())
-        yield world
-
-
 @dataclass
 class Watched:
     """A page whose every request, window and dialog is seen."""
@@ -152,7 +138,7 @@ class Watched:
         assert unblocked == []
         assert self.page.url.startswith(self.visitor.address)
         links = self.page.eval_on_selector_all("a[href]", "links => links.map(link => link.protocol)")
-        assert set(links) <= {"http:", "https:", "mailto:"}
+        assert set(links) <= {"http:", "https:", "mailto:", ":"}, "the last is no address at all"
 
 
 def enter(app: tuple[World, Client], browser: Browser, name: str = "olga") -> Watched:

@@ -89,16 +89,48 @@ def test_the_owner_turns_teaching_off_in_general_and_on_for_one_conversation(
         visitor.send("hello")
         visitor.settle()
         (conversation,) = store.conversations.list(person)
-        page.click("#teach-here input")
-        page.get_by_role("option", name="This chat may teach").click()
+        page.locator("#teach-here").get_by_text("This chat may teach").click()
         visitor.told("may teach the assistant")
         assert store.consent.teaches(conversation.id)
         visitor.open()
-        expect(page.locator("#teach-here input")).to_have_value("This chat may teach")
+        expect(page.get_by_role("radio", name="This chat may teach")).to_be_checked()
+        says = "Your chats and votes teach the assistant nothing. You can change that at the bottom of the Chat page."
+        for tab in ("Compare", "Rank"):
+            page.get_by_role("tab", name=tab).click()
+            expect(page.locator(f"#teach-{tab.lower()}")).to_have_text(says)
+        page.get_by_role("tab", name="Chat").click()
         page.click("#teach-on")
         visitor.told("From the next night on")
         assert store.consent.of_person(person) == "on"
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert visitor.errors == []
+        store.close()
+        page.context.close()
+
+
+def test_tabbing_through_the_page_opens_nothing_and_chooses_nothing(browser: Browser, home: Path) -> None:
+    """The menu for one conversation stayed open over Send once the keyboard had passed, and Enter chose from it."""
+    with running_app(home) as (where, _):
+        visitor = Visitor(browser, where)
+        page = visitor.open()
+        visitor.send("hello")
+        visitor.settle()
+        store = open_store(home / "nightschool.db")
+        (conversation,) = store.conversations.list(store.people.owner().id)
+        page.focus("#message textarea")
+        passed = set()
+        for _ in range(8):
+            page.keyboard.press("Tab")
+            passed.add(page.evaluate("document.activeElement.closest('[id]:not(input)')?.id ?? ''"))
+            expect(page.get_by_role("option")).to_have_count(0)
+        assert "teach-here" in passed
+        page.focus("#teach-here [value=on]")
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)
+        assert store.consent.of_conversation(conversation.id, store.people.owner().id) is None
+        page.keyboard.press("Space")
+        visitor.told("may teach the assistant")
+        assert store.consent.of_conversation(conversation.id, store.people.owner().id) == "on"
         assert visitor.errors == []
         store.close()
         page.context.close()

@@ -19,6 +19,7 @@ from tests.browser_support import running_app
 from tests.door_support import PASSWORD, Browser, events_of, open_live, session_of
 from tests.ui_support import World, make_world
 from ui.chat import View
+from ui.door import FORM_COOKIE, form_token
 
 pytestmark = pytest.mark.long
 SLOW_S = 0.2
@@ -307,4 +308,5 @@ def make_client(address: str) -> httpx.Client:
 
 def fail_to_log_in(client: httpx.Client, name: str) -> int:
     """Try a wrong password; returns the status."""
-    return client.post("/login", data={"name": name, "password": "a wrong one"}).status_code
+    fields = {"name": name, "password": "a wrong one", "token": form_token("key", "/login")}
+    return client.post("/login", data=fields, headers={"cookie": f"{FORM_COOKIE}=key"}).status_code

@@ -58,7 +58,7 @@ def live_a_day(world: World, person: int, drafts: list[Draft]) -> Own:
     talk = world.store.conversations.start(person)
     text = f"{SECRET} " * 500
     question, begun = world.replies.ask(
-        [], text, "plain", person, lambda: world.store.conversations.add_user_message(talk.id, person, text)
+        [], text, "plain", person, lambda: world.store.conversations.add_user_message(talk.id, person, text), None
     )
     world.engine.seconds_per_word = 0
     drafts += begun

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import os
 import signal
 import socket
 import sys
@@ -80,7 +82,7 @@ def with_door(settings: Settings, public_url: str | None, trusted_proxies: list[
     """Put what the command line says about the door in the place of the settings.
 
     Raises:
-        CannotServe: the address is none that people could open.
+        CannotServe: the address is none that people could open, or a proxy is none that could be trusted.
     """
     door = settings.door.model_dump()
     if public_url is not None:
@@ -90,6 +92,12 @@ def with_door(settings: Settings, public_url: str | None, trusted_proxies: list[
     try:
         return settings.model_copy(update={"door": DoorSettings(**door)})
     except ValidationError as error:
+        wrong = error.errors()[0]
+        if wrong["loc"][0] == "trusted_proxies":
+            raise CannotServe(
+                f"{wrong['input']} is no proxy that could be trusted; give --trusted-proxy as its address, such as "
+                "127.0.0.1, or its network."
+            ) from error
         raise CannotServe(
             f"{public_url} is no address that people could open; give --public-url as https://HOST, without a path."
         ) from error
@@ -172,11 +180,23 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
             listener.listen(128)
-        except OSError as error:
-            raise CannotServe(f"Port {port} is taken ({error.strerror}); choose another one with --port.") from error
+        except (OSError, UnicodeError) as error:
+            raise CannotServe(_why_not_heard(host, port, error)) from error
         yield listener
     finally:
         listener.close()
+
+
+def _why_not_heard(host: str, port: int, error: OSError | UnicodeError) -> str:
+    """Say what is wrong with an address or port that cannot be listened on."""
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+    if number == errno.EADDRINUSE:
+        return f"Port {port} is taken; choose another one with --port."
+    if number == errno.EACCES:
+        return f"Port {port} is one that only the system may use; choose one from 1024 on with --port."
+    if number not in (None, errno.EADDRNOTAVAIL, errno.EINVAL):
+        return f"Port {port} of {host} cannot be used ({os.strerror(number)}); choose others with --host and --port."
+    return f"{host} is no address of this machine; give --host one that is, or 0.0.0.0 for all of them."
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from ui.bodies import Events, page_events
 from ui.chat import ChatDesk, wire_chat
 from ui.chat_layout import build_chat, preset_choices
 from ui.compare import CompareDesk, build_compare, wire_compare
-from ui.door import Door, is_limited, visitor
+from ui.door import Door, is_limited, logout_token, visitor
 from ui.events import ASKED_JS, DRAFT_JS, SHORT, keep_threads_free
 from ui.feedback import FeedbackDesk
 from ui.guard import Guard
@@ -111,8 +111,10 @@ def build_page(
                 chat = build_chat(texts)
             with gr.Tab(texts.compare_tab, id="compare", elem_id="tab-compare"):
                 compare = build_compare(texts, preset_choices(texts))
+                chat.teaching.elsewhere[0].render()
             with gr.Tab(texts.rank_tab, id="rank", elem_id="tab-rank"):
                 rank = build_rank(texts, preset_choices(texts))
+                chat.teaching.elsewhere[1].render()
             with gr.Tab(texts.operate_tab, id="operate", elem_id="tab-operate", visible=False) as operate_tab:
                 operate = build_operate(texts)
         chat_page, chat_outputs = wire_chat(chat, new, conversations, tabs, chat_desk, votes, store, texts)
@@ -130,7 +132,7 @@ def build_page(
                 *rank_page.open(request),
                 *chat_page.teaching.switch(person.id),
                 str(person.id),
-                gr.update(value=account_html(texts, person.name), visible=is_limited(request)),
+                gr.update(value=account_html(texts, person.name, logout_token(request)), visible=is_limited(request)),
                 gr.Tab(visible=person.role == "operator"),
             ]
 

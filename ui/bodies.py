@@ -23,6 +23,10 @@ MAX_DEPTH: Final = 16
 MAX_HASH_CHARS: Final = 64
 EXACT_INTEGERS: Final = 2**53
 _LIKE_KEYS: Final = frozenset({"index", "value", "liked"})
+MAX_CHOICES: Final = 100
+_CHOICE: Final = re.compile(r"[0-9A-Za-z_.-]{1,100}")
+"""What the pages offer to choose from: ids and keys, never text."""
+_HALF: Final = re.compile("[\ud800-\udfff]")
 FILE_KEYS: Final = frozenset({"path", "url", "meta", "_type", "orig_name"})
 """Any of them makes the framework take an object for a file, which it copies or fetches before a handler runs."""
 
@@ -42,13 +46,22 @@ class Gone(Exception):
 
 
 @dataclass(frozen=True)
+class Input:
+    """What the guard must know of a component that a page sends the value of."""
+
+    kind: str
+    choices: frozenset[str] = frozenset()
+    """The only values it can have, where the page was laid out with them; others get theirs for each person."""
+
+
+@dataclass(frozen=True)
 class Event:
     """What the guard must know of one of a page's events."""
 
     name: str
     queued: bool
-    inputs: tuple[str, ...]
-    """The kinds of components that its data come from."""
+    inputs: tuple["Input", ...]
+    """The components that its data come from."""
     has_handler: bool
     """False for what only runs in the browser."""
     operators_only: bool
@@ -66,18 +79,23 @@ def page_events(page: gr.Blocks, operators_only: frozenset[int]) -> Events:
         operators_only: ids of the events that members may not send.
     """
     config = page.get_config_file()
-    kinds = {part["id"]: part["type"] for part in config["components"]}
+    parts = {part["id"]: _input(part) for part in config["components"]}
     return {
         event["id"]: Event(
             name=str(event["api_name"]),
             queued=bool(event["queue"]),
-            inputs=tuple(kinds[part] for part in event["inputs"]),
+            inputs=tuple(parts[part] for part in event["inputs"]),
             has_handler=bool(event["backend_fn"]),
             operators_only=event["id"] in operators_only,
             told=_LIKE_KEYS if any(trigger == "like" for _, trigger in event["targets"]) else frozenset(),
         )
         for event in config["dependencies"]
     }
+
+
+def _input(part: Mapping[str, Any]) -> Input:
+    choices = part["props"].get("choices") if part["type"] in _CHOOSING else None
+    return Input(part["type"], frozenset(value for _, value in choices or ()))
 
 
 async def read_body(headers: Headers, receive: Receive) -> bytes:
@@ -138,8 +156,8 @@ def check_event(body: bytes, headers: Headers, events: Events) -> tuple[Event, s
     data, told, trigger = sent.get("data"), sent.get("event_data"), sent.get("trigger_id")
     if not isinstance(data, list) or len(data) != len(event.inputs):
         raise Refusal(422, "malformed")
-    for value, kind in zip(data, event.inputs, strict=True):
-        if not _fits(value, kind):
+    for value, part in zip(data, event.inputs, strict=True):
+        if not _fits(value, part):
             raise Refusal(422, "malformed")
     if (
         not isinstance(told, dict | None)
@@ -150,7 +168,8 @@ def check_event(body: bytes, headers: Headers, events: Events) -> tuple[Event, s
     page = _page_hash(sent)
     # an empty box may arrive as null, which no handler awaits
     data = [
-        "" if value is None and kind == "textbox" else value for value, kind in zip(data, event.inputs, strict=True)
+        "" if value is None and part.kind == "textbox" else value
+        for value, part in zip(data, event.inputs, strict=True)
     ]
     kept = {"data": data, "event_data": told, "fn_index": number, "trigger_id": trigger, "session_hash": page}
     return event, page, _dumped(kept)
@@ -199,7 +218,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_values(sent: Any) -> None:
-    """Check that nothing in it is a file, nested without end, or a number that cannot be sent back."""
+    """Check that nothing in it is a file, nested without end, or a number or text that cannot be sent back."""
     left: list[tuple[Any, int]] = [(sent, 0)]
     while left:
         value, depth = left.pop()
@@ -208,9 +227,11 @@ def _check_values(sent: Any) -> None:
         if isinstance(value, dict):
             if not FILE_KEYS.isdisjoint(value):
                 raise Refusal(422, "file")
-            left.extend((inner, depth + 1) for inner in value.values())
+            left.extend((inner, depth + 1) for pair in value.items() for inner in pair)
         elif isinstance(value, list):
             left.extend((inner, depth + 1) for inner in value)
+        elif isinstance(value, str) and _HALF.search(value):
+            raise Refusal(422, "half")  # it has no bytes: what is stored would be something else
         elif isinstance(value, float) and not math.isfinite(value):
             raise Refusal(422, "malformed")
         elif isinstance(value, int) and abs(value) > EXACT_INTEGERS:
@@ -221,8 +242,12 @@ def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _is_texts(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+def _is_choice(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(_CHOICE.fullmatch(value)))
+
+
+def _is_choices(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_CHOICES and all(item and _is_choice(item) for item in value)
 
 
 def _is_flag(value: Any) -> bool:
@@ -235,19 +260,25 @@ def _is_plain(value: Any) -> bool:
 
 _FITTING: Final[Mapping[str, Callable[[Any], bool]]] = {
     "textbox": _is_text,
-    "radio": _is_text,
-    "dropdown": _is_text,
+    "radio": _is_choice,
+    "dropdown": _is_choice,
     "checkbox": _is_flag,
-    "checkboxgroup": _is_texts,
+    "checkboxgroup": _is_choices,
 }
+_CHOOSING: Final = frozenset({"radio", "dropdown", "checkboxgroup"})
 
 
-def _fits(value: Any, kind: str) -> bool:
-    """Say whether a component of that kind can have sent this."""
-    return _FITTING.get(kind, _is_plain)(value)
+def _fits(value: Any, part: Input) -> bool:
+    """Say whether a component can have sent this.
+
+    The framework refuses a wrong choice too, but writes it into the log: so nothing that could be somebody's text gets
+    as far as that.
+    """
+    if not _FITTING.get(part.kind, _is_plain)(value):
+        return False
+    chosen = value if isinstance(value, list) else [] if value is None else [value]
+    return not part.choices or part.choices.issuperset(chosen)
 
 
 def _dumped(sent: Mapping[str, Any]) -> bytes:
-    # Half a character pair has no bytes; browsers replace it when they encode text, and so does this.
-    text = json.dumps(sent, ensure_ascii=False)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    return json.dumps(sent, ensure_ascii=False).encode()

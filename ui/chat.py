@@ -101,9 +101,9 @@ class ChatDesk:
                 if newest := self._gone_on(person, shown):
                     return replace(newest, keep=text)
                 path = own_path(self._store, person, shown) if shown else []
-                held.enter_context(self._replies.place(person, limited=limited))
+                turn = held.enter_context(self._replies.place(person, limited=limited))
                 record = partial(self._record, person, text, path)
-                question, [draft] = self._replies.ask(path, text, preset, person, record)
+                question, [draft] = self._replies.ask(path, text, preset, person, record, turn)
                 return question, draft
             except TooManyReplies:
                 return replace(self.at(person, shown), notice=self._texts.too_many_replies, keep=text)
@@ -142,8 +142,8 @@ class ChatDesk:
                 return replace(self.at(person, shown), notice=self._texts.nothing_to_retry)
             question = path[-1] if path[-1].role == "user" else path[-2]
             try:
-                held.enter_context(self._replies.place(person, limited=limited))
-                return question, self._replies.retry(question, person, preset)
+                turn = held.enter_context(self._replies.place(person, limited=limited))
+                return question, self._replies.retry(question, person, preset, turn)
             except TooManyReplies:
                 return replace(self.at(person, shown), notice=self._texts.too_many_replies)
             except (AssistantError, StoreError) as error:
@@ -208,7 +208,8 @@ class ChatDesk:
                 async for text in draft.reply.snapshots():
                     if self._replies.is_left(draft):
                         continue  # the page shows something else by now
-                    path = (*before.path, replace(draft.message, text=text + CURSOR))
+                    shown = text or (self._texts.waits_its_turn if draft.waits else "")
+                    path = (*before.path, replace(draft.message, text=shown + CURSOR))
                     yield replace(before, path=path, votes=(*before.votes, None), busy=True, own=True, keep=clear)
                     clear = None
         finally:

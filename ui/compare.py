@@ -24,6 +24,7 @@ from ui.own import NOBODY, own_path, own_versions
 from ui.replies import Draft, Replies
 from ui.rounds import NotBegun, Refused, Rounds, build_card, build_composer, fill_page, prompt_html
 from ui.texts import Texts
+from ui.written import as_written
 
 RECENT = 50
 SHOWN_CHOICES: tuple[Choice, ...] = ("left", "tie", "both-bad", "right")
@@ -79,7 +80,8 @@ class CompareDesk:
             async with aclosing(asked) as looks:
                 async for look in looks:
                     left, right = look.texts
-                    shown = Round("running", look.question.text, left, right, look.question.id)
+                    notice = self._texts.waits_its_turn if look.waits else ""
+                    shown = Round("running", look.question.text, left, right, look.question.id, notice=notice)
                     yield replace(shown, keep="" if look.begins else None)
         except NotBegun as failed:
             yield Round(notice=str(failed), keep=text)
@@ -258,8 +260,8 @@ class ComparePage:
             notice_update(shown.notice),
             prompt_html(shown.prompt),
             gr.update(visible=bool(shown.left or shown.right)),
-            shown.left,
-            shown.right,
+            as_written(shown.left),
+            as_written(shown.right),
             texts.escape(shown.revealed[0]),
             texts.escape(shown.revealed[1]),
             gr.update(visible=shown.stage in ("running", "choosing")),

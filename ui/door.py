@@ -5,6 +5,8 @@ neither pages nor routes. What depends on it: the guard, which asks before anyth
 a handler learns for whom it works.
 """
 
+import hmac
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,8 @@ from feedback_store.sessions import API_TOKEN_PREFIX
 from ui.limits import LoginLimits
 
 SESSION_COOKIE: Final = "nightschool_session"
+FORM_COOKIE: Final = "nightschool_form"
+"""What the forms of somebody without a session are tied to."""
 READERS: Final = 8
 """Look-ups at once: threads of their own number, so that busy handlers keep nobody at the door."""
 HASHINGS: Final = 2
@@ -163,6 +167,27 @@ class Door:
 def cookies(headers: Mapping[str, str]) -> dict[str, str]:
     """Read the cookies of a request; what is malformed is skipped."""
     return cookie_parser(headers.get("cookie", ""))
+
+
+def form_token(key: str, path: str) -> str:
+    """Return what a form of ours must bring: known to whoever was given the form, and to no page that only looks so.
+
+    Args:
+        key: the session's token, or the value of FORM_COOKIE; neither can be read by anything in a page.
+        path: that the form goes to; the token of one form is none of another's.
+    """
+    return hmac.new(key.encode(), path.encode(), "sha256").hexdigest()
+
+
+def is_form_token(sent: str, key: str, path: str) -> bool:
+    """Say whether a form brought its token."""
+    return bool(key) and secrets.compare_digest(sent.encode(), form_token(key, path).encode())
+
+
+def logout_token(request: gr.Request) -> str:
+    """Return what the form that ends the session of a handler's visitor must bring."""
+    visit = _state(request).get("visit")
+    return form_token(visit.token or "", "/logout") if isinstance(visit, Visit) else ""
 
 
 def visitor(request: gr.Request) -> Person:

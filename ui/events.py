@@ -53,7 +53,30 @@ DRAFT_BACK_JS = """(who) => {
   box.dispatchEvent(new Event('input', {bubbles: true}));
 }"""
 DRAFT_JS = f"(who) => {{ ({DRAFT_BACK_JS})(who); ({HEAR_TYPING_JS})(who); }}"
+# The framework says of an event that was refused only "Error", and leaves what was said of the one before. So what it
+# asks for is watched: the guard's sentence stands over the page until the person does something else.
+REFUSED_JS = """() => {
+  if (document.getElementById('refused')) return;
+  const box = document.body.appendChild(document.createElement('div'));
+  Object.assign(box, {id: 'refused', hidden: true});
+  box.setAttribute('role', 'alert');
+  const show = (sentence) => {
+    box.textContent = sentence;
+    box.hidden = !sentence;
+    document.body.classList.toggle('refused', Boolean(sentence));
+  };
+  const ask = window.fetch;
+  window.fetch = async (...asked) => {
+    const answer = await ask(...asked);
+    const path = new URL(asked[0].url ?? asked[0], location.href).pathname;
+    const unqueued = path.includes('/gradio_api/run/');
+    if (answer.ok && (unqueued || path.endsWith('/queue/join'))) show('');
+    if (!answer.ok && unqueued) show((await answer.clone().json().catch(() => ({}))).detail ?? answer.statusText);
+    return answer;
+  };
+}"""
 ASKED_JS = f"""() => {{
+  ({REFUSED_JS})();
   ({CLOSE_SIDEBAR_JS})();
   return new URLSearchParams(location.search).get('c') || '';
 }}"""

@@ -91,6 +91,17 @@ def own_names() -> set[str]:
     return {name, f"{name.split('.')[0]}.local"} if name else set()
 
 
+def reachable(bound: str, port: int) -> tuple[str, str]:
+    """Return by which address the app is opened here, and by which elsewhere; the latter is empty where it is the same.
+
+    Args:
+        bound: the address that the app listens on.
+    """
+    if ipaddress.ip_address(bound).is_unspecified:
+        return f"http://{'[::1]' if ':' in bound else '127.0.0.1'}:{port}", f"http://{socket.gethostname()}:{port}"
+    return f"http://{f'[{bound}]' if ':' in bound else bound}:{port}", ""
+
+
 def _origin(url: str) -> tuple[str, str, int] | None:
     """Return scheme, host and port of an address; None for what is none."""
     try:

@@ -93,6 +93,42 @@ class Turnstile:
                 self._inside[key] = inside - 1
 
 
+class Line:
+    """Lets one of each key through at a time; a few more wait behind it, each for those before it."""
+
+    def __init__(self, limit: int) -> None:
+        """Begin with nobody.
+
+        Args:
+            limit: of one key, the one that is through included.
+        """
+        self._limit = limit
+        self._lines: dict[Hashable, list[threading.Event]] = {}
+        self._lock = threading.Lock()
+
+    def join(self, key: Hashable) -> threading.Event | None:
+        """Stand in line: what is returned is set once it is one's turn; None where the line is full."""
+        with self._lock:
+            line = self._lines.get(key, [])
+            if len(line) >= self._limit:
+                return None
+            turn = threading.Event()
+            self._lines[key] = [*line, turn]
+            if not line:
+                turn.set()
+            return turn
+
+    def leave(self, key: Hashable, turn: threading.Event) -> None:
+        """Go, and let the next one through, whether one was through oneself or waited still."""
+        with self._lock:
+            line = [other for other in self._lines[key] if other is not turn]
+            if line:
+                self._lines[key] = line
+                line[0].set()
+            else:
+                del self._lines[key]
+
+
 class LoginLimits:
     """How many wrong passwords are heard before the next try is turned away unheard.
 

@@ -1,11 +1,14 @@
 """The pages of the door: log in, log out, change a password, say whether one's chats may teach.
 
 Plain HTML that works without scripts. GET changes nothing but the remembered language; the guard has checked who asks
-and that a form came from these pages. Knows nothing of the framework.
+and that a form came from this app. A reply on one of its pages could hold a form as well, so these bring a token that
+no reply can know. Knows nothing of the framework.
 """
 
 import html
-from collections.abc import Awaitable, Callable
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final, Literal
 from urllib.parse import parse_qsl
 
@@ -16,7 +19,16 @@ from feedback_store.accounts import MAX_PASSWORD_CHARS, MIN_PASSWORD_CHARS
 from feedback_store.errors import BadInput, SamePassword
 from feedback_store.records import Person
 from feedback_store.sessions import SESSION_LIFETIME
-from ui.door import SESSION_COOKIE, Door, LoginRefused, Visit
+from ui.door import (
+    FORM_COOKIE,
+    SESSION_COOKIE,
+    Door,
+    LoginRefused,
+    Visit,
+    cookies,
+    form_token,
+    is_form_token,
+)
 from ui.guard import address_of, language_of, remember_language
 from ui.login_texts import DOOR_TEXTS, LoginTexts
 from ui.style import MOON
@@ -76,7 +88,7 @@ class LoginPages:
         texts = _texts(request)
         if _visit(request).person:
             return RedirectResponse(texts.home, 303)
-        return _page(texts, "/login", texts.login_title, login_form(texts))
+        return self._login_page(request)
 
     async def log_in(self, request: Request) -> Response:
         """Take name and password; somebody who was never asked about teaching is asked before the chat."""
@@ -85,17 +97,25 @@ class LoginPages:
             return RedirectResponse(texts.home, 303)
         form = await _form(request)
         name, password = form.get("name", ""), form.get("password", "")
+        if not _is_ours(request, form):
+            return self._login_page(request, name, texts.form_too_old, 403)
         try:
             person, token = await self._door.log_in(name, password, address_of(request.scope), visit.token)
         except LoginRefused as refused:
-            return _login_again(texts, refused, name)
+            again = self._login_page(request, name, _why(texts, refused), _status(refused))
+            if refused.reason != "wrong_login":
+                again.headers["Retry-After"] = "60"
+            return again
         answer = RedirectResponse("/consent" if person.teach == "unanswered" else texts.home, 303)
         self._give_session(request, answer, token)
         return answer
 
     async def log_out(self, request: Request) -> Response:
         """End the session of this browser."""
-        await self._door.log_out(_visit(request).token)
+        texts, visit = _texts(request), _visit(request)
+        if visit.token and not _is_ours(request, await _form(request)):
+            return self._page(request, "/consent", texts.logout, _nothing, said=texts.form_too_old, status=403)
+        await self._door.log_out(visit.token)
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="lax", secure=self._is_secure(request))
         return answer
@@ -105,7 +125,7 @@ class LoginPages:
         texts = _texts(request)
         if _visit(request).is_local_owner:
             return RedirectResponse(texts.home, 303)
-        return _chosen_language(request) or _page(texts, "/password", texts.password_title, password_form(texts))
+        return _chosen_language(request) or self._password_page(request)
 
     async def change_password(self, request: Request) -> Response:
         """Change one's own password; every other session ends, and this browser gets a new one."""
@@ -113,41 +133,79 @@ class LoginPages:
         person = _person(visit)
         if visit.is_local_owner:
             return RedirectResponse(texts.home, 303)
+        if not _is_ours(request, form):
+            return self._password_page(request, texts.form_too_old, 403)
         if form.get("new", "") != form.get("again", ""):
-            return _password_again(texts, texts.passwords_differ, 422)
+            return self._password_page(request, texts.passwords_differ, 422)
         if not MIN_PASSWORD_CHARS <= len(form.get("new", "")) <= MAX_PASSWORD_CHARS:
-            return _password_again(texts, _password_rule(texts), 422)
+            return self._password_page(request, _password_rule(texts), 422)
         try:
             token = await self._door.change_password(
                 person, form.get("current", ""), form.get("new", ""), address_of(request.scope)
             )
         except LoginRefused as refused:
             said = texts.wrong_password if refused.reason == "wrong_login" else _why(texts, refused)
-            return _password_again(texts, said, _status(refused))
+            return self._password_page(request, said, _status(refused))
         except SamePassword:
-            return _password_again(texts, texts.same_password, 422)
+            return self._password_page(request, texts.same_password, 422)
         except BadInput:
-            return _password_again(texts, _password_rule(texts), 422)
-        answer = _page(texts, "/password", texts.password_title, "", said=texts.password_changed)
+            return self._password_page(request, _password_rule(texts), 422)
+        title, said = texts.password_title, texts.password_changed
+        answer = self._page(request, "/password", title, _nothing, said=said, key=token)
         self._give_session(request, answer, token)
         return answer
 
     async def show_consent(self, request: Request) -> Response:
         """Ask, or show what was answered."""
-        texts = _texts(request)
-        return _chosen_language(request) or _page(
-            texts, "/consent", texts.consent_title, consent_form(texts, _person(_visit(request)))
-        )
+        return _chosen_language(request) or self._consent_page(request)
 
     async def answer_consent(self, request: Request) -> Response:
         """Store the answer and go on to the chat."""
         texts, form = _texts(request), await _form(request)
+        if not _is_ours(request, form):
+            return self._consent_page(request, texts.form_too_old, 403)
         answer = form.get("teach", "")
         if answer not in ("on", "off"):
             return RedirectResponse("/consent", 303)
         kept: Literal["on", "off"] = "on" if answer == "on" else "off"
         await self._door.set_teach(_person(_visit(request)), kept)
         return RedirectResponse(texts.home, 303)
+
+    def _login_page(self, request: Request, name: str = "", said: str = "", status: int = 200) -> Response:
+        texts = _texts(request)
+        body = partial(login_form, texts, name[:100])
+        return self._page(request, "/login", texts.login_title, body, said=said, status=status)
+
+    def _password_page(self, request: Request, said: str = "", status: int = 200) -> Response:
+        texts = _texts(request)
+        body = partial(password_form, texts)
+        return self._page(request, "/password", texts.password_title, body, said=said, status=status)
+
+    def _consent_page(self, request: Request, said: str = "", status: int = 200) -> Response:
+        texts = _texts(request)
+        body = partial(consent_form, texts, _person(_visit(request)))
+        return self._page(request, "/consent", texts.consent_title, body, said=said, status=status)
+
+    def _page(
+        self, request: Request, path: str, title: str, body: Callable[[str], str], *,
+        said: str = "", status: int = 200, key: str = "",
+    ) -> Response:  # fmt: skip
+        """Put a page together, and give whoever has nothing yet that its forms could be tied to a cookie for it.
+
+        Args:
+            body: makes the page's body for the key of its forms.
+            key: of a session that begins with this answer.
+        """
+        known = key or _form_key(request, path)
+        key = known or secrets.token_urlsafe(32)
+        answer = HTMLResponse(
+            _document(_texts(request), path, title, body(key), said, key), status,
+            {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-store"},
+        )  # fmt: skip
+        if not known:
+            secure = self._is_secure(request)
+            answer.set_cookie(FORM_COOKIE, key, path="/", httponly=True, samesite="strict", secure=secure)
+        return answer
 
     def _is_secure(self, request: Request) -> bool:
         return self._secure or request.scope["scheme"] == "https"
@@ -175,10 +233,9 @@ def add_login_routes(app: FastAPI, door: Door, *, secure: bool) -> None:
         app.add_route(path, handler, methods=[method], include_in_schema=False)
 
 
-def login_form(texts: LoginTexts, name: str = "") -> str:
+def login_form(texts: LoginTexts, name: str, key: str) -> str:
     """The form of the login page."""
-    return (
-        "<form method='post' action='/login'>"
+    return _form_tag("/login", key) + (
         f"<label>{_h(texts.name_label)}<input name='name' autocomplete='username' autocapitalize='none' required "
         f"maxlength='100' value='{_h(name)}'{'' if name else ' autofocus'}></label>"
         + _password_input(texts.password_label, "password", "current-password")
@@ -186,10 +243,11 @@ def login_form(texts: LoginTexts, name: str = "") -> str:
     )
 
 
-def password_form(texts: LoginTexts) -> str:
+def password_form(texts: LoginTexts, key: str) -> str:
     """The form of the password page."""
     return (
-        f"<p class='soft'>{_h(texts.password_intro)}</p><form method='post' action='/password'>"
+        f"<p class='soft'>{_h(texts.password_intro)}</p>"
+        + _form_tag("/password", key)
         + _password_input(texts.current_password, "current", "current-password")
         + _password_input(texts.new_password, "new", "new-password")
         + _password_input(texts.new_password_again, "again", "new-password")
@@ -197,15 +255,24 @@ def password_form(texts: LoginTexts) -> str:
     )
 
 
-def consent_form(texts: LoginTexts, person: Person) -> str:
+def consent_form(texts: LoginTexts, person: Person, key: str) -> str:
     """The question, and two buttons of the same weight."""
     return (
         f"<p>{_h(texts.consent_intro)}</p><p class='soft'>{_h(texts.consent_off)}</p>"
         f"<p class='soft'>{_h(texts.consent_answer[person.teach])}</p>"
-        "<form method='post' action='/consent' class='row'>"
-        f"<button name='teach' value='on'>{_h(texts.consent_yes)}</button>"
+        f"{_form_tag('/consent', key, 'row')}<button name='teach' value='on'>{_h(texts.consent_yes)}</button>"
         f"<button name='teach' value='off'>{_h(texts.consent_no)}</button></form>"
     )
+
+
+def _nothing(key: str) -> str:
+    return ""
+
+
+def _form_tag(path: str, key: str, kind: str = "") -> str:
+    """Begin a form, with the token that only the app's own has."""
+    token = form_token(key, path)
+    return f"<form method='post' action='{path}' class='{kind}'><input type='hidden' name='token' value='{token}'>"
 
 
 def _password_input(label: str, name: str, autocomplete: str) -> str:
@@ -215,14 +282,14 @@ def _password_input(label: str, name: str, autocomplete: str) -> str:
     )
 
 
-def _page(texts: LoginTexts, path: str, title: str, body: str, *, said: str = "", status: int = 200) -> HTMLResponse:
-    """Put a page together; its footer leads on to the chat and out, where there is somebody to be led."""
+def _document(texts: LoginTexts, path: str, title: str, body: str, said: str, key: str) -> str:
+    """The whole page; its footer leads on to the chat and out, where there is somebody to be led."""
     told = f"<p class='said' role='status'>{_h(said)}</p>" if said else ""
     inside = "" if path == "/login" else (
         f"<a href='{texts.home}'>{_h(texts.to_the_chat)}</a>"
-        f"<form method='post' action='/logout'><button>{_h(texts.logout)}</button></form>"
+        f"{_form_tag('/logout', key)}<button>{_h(texts.logout)}</button></form>"
     )  # fmt: skip
-    document = (
+    return (
         f"<!doctype html><html lang='{texts.language}'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{_h(title)} · Nightschool</title><link rel='icon' href='/favicon.ico'><style>{STYLE}</style></head>"
@@ -231,19 +298,6 @@ def _page(texts: LoginTexts, path: str, title: str, body: str, *, said: str = ""
         f"<footer><a href='{path}?lang={texts.other_language}' lang='{texts.other_language}'>"
         f"{_h(texts.other_language_name)}</a>{inside}</footer></main></body></html>"
     )
-    return HTMLResponse(document, status, {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-store"})
-
-
-def _login_again(texts: LoginTexts, refused: LoginRefused, name: str) -> HTMLResponse:
-    body = login_form(texts, name[:100])
-    answer = _page(texts, "/login", texts.login_title, body, said=_why(texts, refused), status=_status(refused))
-    if refused.reason != "wrong_login":
-        answer.headers["Retry-After"] = "60"
-    return answer
-
-
-def _password_again(texts: LoginTexts, said: str, status: int) -> HTMLResponse:
-    return _page(texts, "/password", texts.password_title, password_form(texts), said=said, status=status)
 
 
 def _why(texts: LoginTexts, refused: LoginRefused) -> str:
@@ -285,6 +339,19 @@ def _visit(request: Request) -> Visit:
 def _person(visit: Visit) -> Person:
     assert visit.person, "the guard lets nobody else in here"
     return visit.person
+
+
+def _form_key(request: Request, path: str) -> str:
+    """Return what a form of this browser is tied to: its session, before there is one a cookie; empty without both."""
+    # two tabs may show the login: the first one's session must not make the other's form a stranger's
+    session = None if path == "/login" else _visit(request).token
+    return session or cookies(request.headers).get(FORM_COOKIE, "")
+
+
+def _is_ours(request: Request, form: Mapping[str, str]) -> bool:
+    """Say whether a form is one that this app gave to this browser, and no lookalike on one of its pages."""
+    path = request.scope["path"]
+    return is_form_token(form.get("token", ""), _form_key(request, path), path)
 
 
 async def _form(request: Request) -> dict[str, str]:

@@ -41,6 +41,8 @@ class LoginTexts:
     consent_answer: Mapping[str, str]
     consent_yes: str
     consent_no: str
+    form_too_old: str
+    """Told when a form lacks what only the app's own forms have."""
     refusals: Mapping[str, str]
     """What the guard says when it turns a request away."""
 
@@ -84,6 +86,7 @@ ENGLISH_DOOR: Final = LoginTexts(
     },
     consent_yes="Yes, use my chats",
     consent_no="No, do not use them",
+    form_too_old="This form was out of date, so nothing was changed; send it once more.",
     refusals={
         "host": "This app does not go by that name; open it by its own address, or add the name to door.trusted_hosts.",
         "not_found": "There is nothing here.",
@@ -98,6 +101,7 @@ ENGLISH_DOOR: Final = LoginTexts(
         "too_large": "That is more than this app takes at once; send less.",
         "too_slow": "The request took too long to arrive; try again.",
         "malformed": "The request cannot be read; reload the page and try again.",
+        "half": "The text holds half of a character, which cannot be stored; remove it and try again.",
         "file": "Files and links to files are not taken here; send text only.",
         "unknown_event": "This page is out of date; reload it and try again.",
         "store": "The database cannot be read at this moment; try again shortly.",
@@ -143,6 +147,7 @@ KOREAN_DOOR: Final = LoginTexts(
     },
     consent_yes="예, 내 대화를 쓰세요",
     consent_no="아니요, 쓰지 마세요",
+    form_too_old="양식이 오래되어 아무것도 바꾸지 않았습니다. 한 번 더 보내세요.",
     refusals={
         "host": "이 앱은 그 이름으로 열 수 없습니다. 앱의 주소로 열거나 door.trusted_hosts에 이름을 더하세요.",
         "not_found": "여기에는 아무것도 없습니다.",
@@ -157,6 +162,7 @@ KOREAN_DOOR: Final = LoginTexts(
         "too_large": "한 번에 받을 수 있는 양을 넘었습니다. 줄여서 보내세요.",
         "too_slow": "요청이 도착하는 데 너무 오래 걸렸습니다. 다시 시도하세요.",
         "malformed": "요청을 읽을 수 없습니다. 페이지를 새로 고치고 다시 시도하세요.",
+        "half": "글에 반쪽짜리 문자가 있어 저장할 수 없습니다. 지우고 다시 시도하세요.",
         "file": "여기서는 파일이나 파일 링크를 받지 않습니다. 글만 보내세요.",
         "unknown_event": "이 페이지는 오래되었습니다. 새로 고치고 다시 시도하세요.",
         "store": "지금은 데이터베이스를 읽을 수 없습니다. 잠시 뒤에 다시 시도하세요.",

@@ -34,6 +34,7 @@ from ui.rounds import (
     repeated,
 )
 from ui.texts import Texts
+from ui.written import as_written
 
 LETTERS: Final = "ABCD"
 """What the replies of a round are called, one letter each."""
@@ -92,7 +93,8 @@ class RankDesk:
         try:
             async with aclosing(asked) as looks:
                 async for look in looks:
-                    shown = RankRound("running", look.question.text, look.question.id, look.texts)
+                    notice = self._texts.waits_its_turn if look.waits else ""
+                    shown = RankRound("running", look.question.text, look.question.id, look.texts, notice=notice)
                     yield replace(shown, keep="" if look.begins else None)
         except Refused as refused:
             yield RankRound("same", notice=str(refused), keep=text)
@@ -334,7 +336,7 @@ class RankPage:
         whole = shown.stage in ("placing", "ranked")
         return [
             gr.update(visible=number < len(shown.texts)),
-            text,
+            as_written(text),
             self._texts.escape(revealed),
             gr.update(value=place or None, interactive=whole, visible=whole or shown.stage == "running"),
         ]

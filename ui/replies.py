@@ -24,8 +24,9 @@ from feedback_store import Store
 from feedback_store.conversations import read_by_model
 from feedback_store.errors import NotYours, StoreError
 from feedback_store.records import Message, MessageState, Origin
-from ui.limits import Turnstile
+from ui.limits import Line
 from ui.own import own_path
+from ui.turns import WaitingReply, submit_in_turn
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ class Draft:
     reply: Reply
     person_id: int
 
+    @property
+    def waits(self) -> bool:
+        """Whether another reply of the same person is written first."""
+        return isinstance(self.reply, WaitingReply) and self.reply.waits
+
 
 class Replies:
     """Starts replies on the live adapter and sees that each ends in the database."""
@@ -62,7 +68,7 @@ class Replies:
         self._sampling = settings.sampling
         self._running: dict[str, Draft] = {}
         self._left: set[str] = set()
-        self._places = Turnstile(settings.door.generations_per_account)
+        self._line = Line(settings.door.generations_per_account)
         self._writers = ThreadPoolExecutor(WRITERS, "replies")
         self.one_by_one = threading.Lock()
         """Held from the look at what is on screen to what is stored after it: of two at once, the second sees it."""
@@ -86,8 +92,10 @@ class Replies:
         return future.result()
 
     @contextlib.contextmanager
-    def place(self, person_id: int, *, limited: bool) -> Iterator[None]:
+    def place(self, person_id: int, *, limited: bool) -> Iterator[threading.Event]:
         """Hold one of the places that a person has for replies under way; a round of several takes one.
+
+        What it gives is set once it is their turn to be written: of one person's, one at a time is.
 
         Args:
             limited: False for the owner of an app without accounts, who has as many as the engine takes.
@@ -95,18 +103,26 @@ class Replies:
         Raises:
             TooManyReplies: none is free; one person would keep all others waiting.
         """
-        if not limited:
-            yield
-            return
-        if not self._places.enter(person_id):
+        turn = self._line.join(person_id) if limited else threading.Event()
+        if turn is None:
             raise TooManyReplies
         try:
-            yield
+            if not limited:
+                turn.set()
+            yield turn
         finally:
-            self._places.leave(person_id)
+            if limited:
+                self._line.leave(person_id, turn)
 
     def ask(
-        self, before: Sequence[Message], text: str, preset_key: str, person_id: int, record: Record, count: int = 1
+        self,
+        before: Sequence[Message],
+        text: str,
+        preset_key: str,
+        person_id: int,
+        record: Record,
+        turn: threading.Event | None,
+        count: int = 1,
     ) -> tuple[Message, list[Draft]]:
         """Begin `count` replies to a new question, from the same settings and different seeds.
 
@@ -115,6 +131,8 @@ class Replies:
         Args:
             before: the path that the question follows.
             record: stores the question and returns it.
+            turn: of `place`, None where it is come; until then the replies wait, and what the engine refuses when it
+                comes ends them as failed.
 
         Raises:
             AssistantError: the engine refused; nothing was stored.
@@ -123,7 +141,7 @@ class Replies:
         turns = _turns(before)
         if turns and turns[-1]["role"] == "user":
             turns.pop()  # it got no answer, and roles must alternate
-        begun = self._submit([*turns, Turn(role="user", content=text)], preset_key, count)
+        begun = self._submit([*turns, Turn(role="user", content=text)], preset_key, turn, count)
         try:
             question = record()
         except StoreError:
@@ -131,27 +149,35 @@ class Replies:
             raise
         return question, self._begin(question, person_id, begun)
 
-    def retry(self, question: Message, person_id: int, preset_key: str) -> Draft:
+    def retry(self, question: Message, person_id: int, preset_key: str, turn: threading.Event) -> Draft:
         """Begin another reply to a stored question; see again."""
-        return self.again(question, person_id, preset_key, 1)[0]
+        return self.again(question, person_id, preset_key, 1, turn)[0]
 
-    def again(self, question: Message, person_id: int, preset_key: str, count: int) -> list[Draft]:
+    def again(
+        self, question: Message, person_id: int, preset_key: str, count: int, turn: threading.Event | None = None
+    ) -> list[Draft]:
         """Begin `count` more replies to a stored question, from different seeds.
+
+        Args:
+            turn: of `place`; None where it is their turn already.
 
         Raises:
             AssistantError: the engine refused; nothing was stored.
             StoreError: the question is not this person's.
         """
         turns = _turns(own_path(self._store, person_id, question.id))
-        return self._begin(question, person_id, self._submit(turns, preset_key, count))
+        return self._begin(question, person_id, self._submit(turns, preset_key, turn, count))
 
-    def _submit(self, turns: list[Turn], preset_key: str, count: int) -> list[tuple[Origin, Reply]]:
+    def _submit(
+        self, turns: list[Turn], preset_key: str, turn: threading.Event | None, count: int
+    ) -> list[tuple[Origin, Reply]]:
         """Start replies; the live adapter is read here, so that a promotion answers the next message."""
         preset = PRESETS.get(preset_key, PRESETS["plain"])
         adapter = self._store.registry.live().adapter_id
         messages = [Turn(role="system", content=preset.system), *turns]
         samplings = [self._draw(seed) for seed in _distinct_seeds(count)]
-        replies = self._engine.submit([Request(messages, sampling, adapter) for sampling in samplings])
+        requests = [Request(messages, sampling, adapter) for sampling in samplings]
+        replies = submit_in_turn(self._engine, requests, turn)
         origins = [self._origin(adapter, preset, sampling) for sampling in samplings]
         return list(zip(origins, replies, strict=True))
 

@@ -48,6 +48,8 @@ class Writing:
     texts: tuple[str, ...]
     begins: bool = False
     """Whether this is the first sight of it: what was typed is stored by now."""
+    waits: bool = False
+    """Whether another reply of the same person is written first."""
 
 
 class Rounds:
@@ -108,9 +110,9 @@ class Rounds:
         if len(text) > self._max_chars:
             raise Refused(self._texts.too_long.format(chars=len(text), limit=self._max_chars))
         try:
-            held.enter_context(self._replies.place(person, limited=limited))
+            turn = held.enter_context(self._replies.place(person, limited=limited))
             record = partial(self._record, person, text)
-            return self._replies.ask([], text, preset, person, record, count=self._count)
+            return self._replies.ask([], text, preset, person, record, turn, count=self._count)
         except TooManyReplies:
             raise Refused(self._texts.too_many_replies) from None
         except (AssistantError, StoreError) as error:
@@ -134,7 +136,7 @@ class Rounds:
         try:
             async with aclosing(_together(drafts)) as texts:
                 async for shown in texts:
-                    yield Writing(question, drafts, shown, begins)
+                    yield Writing(question, drafts, shown, begins, drafts[0].waits)
                     begins = False
         finally:
             await self._replies.end(*drafts)

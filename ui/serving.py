@@ -10,6 +10,7 @@ from assistant.build import build_engine
 from assistant.settings import Settings
 from feedback_store import open_store
 from ui.app import build_app
+from ui.hosts import reachable
 
 GRACE_S = 3
 """How long open streams may take to end when the app is stopped."""
@@ -26,10 +27,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            address = self.public_url or address
-            ready = json.dumps({"ready": True, "url": address})
-            sys.stdout.write(f"{ready if self.as_json else f'Nightschool is ready at {address}'}\n")
+            here, elsewhere = (self.public_url, "") if self.public_url else reachable(host, port)
+            ready = json.dumps({"ready": True, "url": here} | ({"elsewhere": elsewhere} if elsewhere else {}))
+            # no comma behind the address, which scripts read up to the next space
+            others = f" and for other machines at {elsewhere} or any other address of this one" if elsewhere else ""
+            sys.stdout.write(f"{ready if self.as_json else f'Nightschool is ready at {here}{others}'}\n")
             sys.stdout.flush()
 
 

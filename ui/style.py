@@ -80,13 +80,15 @@ def style_sheet() -> str:
     return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
-def account_html(texts: Texts, name: str) -> str:
+def account_html(texts: Texts, name: str, logout_token: str) -> str:
     """Who is logged in, what of theirs they can change, and the way out, which is no link: a link could be planted."""
     return (
         f"<p>{texts.escape(texts.logged_in_as.format(name=name))}</p>"
         f"<div class='links'><a href='/password'>{texts.escape(texts.to_password)}</a>"
         f"<a href='/consent'>{texts.escape(texts.to_teaching)}</a>"
-        f"<form method='post' action='/logout'><button>{texts.escape(texts.log_out)}</button></form></div>"
+        "<form method='post' action='/logout'>"
+        f"<input type='hidden' name='token' value='{texts.escape(logout_token)}'>"
+        f"<button>{texts.escape(texts.log_out)}</button></form></div>"
     )
 
 

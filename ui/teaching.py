@@ -1,4 +1,4 @@
-"""Whether chats may teach the assistant, asked where people chat: a switch for all of them, a menu for the one shown.
+"""Whether chats may teach the assistant, asked where people chat: a switch for all of them, a choice for the one shown.
 
 Handlers above, layout and wiring below. What an answer does is the store's to say.
 """
@@ -18,7 +18,7 @@ from ui.texts import Texts
 
 Answer = Literal["on", "off"]
 GENERAL = "general"
-"""The menu's choice for a conversation that goes by what its person says of all."""
+"""The choice for a conversation that goes by what its person says of all."""
 
 
 class TeachDesk:
@@ -33,7 +33,7 @@ class TeachDesk:
         return self._store.consent.of_person(person) == "on"
 
     def here(self, person: int, shown: str) -> str | None:
-        """Return the menu's choice for the conversation on screen: `general`, `on` or `off`; None where there is none.
+        """Return the choice for the conversation on screen: `general`, `on` or `off`; None where there is none.
 
         Args:
             shown: id of the last message on screen, or nothing.
@@ -56,7 +56,7 @@ class TeachDesk:
         """Store what holds for the conversation on screen; returns what to tell.
 
         Args:
-            choice: of the menu.
+            choice: of the three.
         """
         if choice not in (GENERAL, "on", "off"):
             return self._texts.reload_page
@@ -71,17 +71,19 @@ class TeachDesk:
 
 @dataclass(frozen=True)
 class TeachParts:
-    """The switch and the menu."""
+    """The switch and the choice."""
 
     says: gr.HTML
     turn_off: gr.Button
     turn_on: gr.Button
-    here: gr.Dropdown
+    here: gr.Radio
+    elsewhere: tuple[gr.HTML, gr.HTML]
+    """Say on the compare and rank pages, which have no switch, what holds there; those pages render them."""
 
     @property
     def switch(self) -> list[Any]:
         """Components that `TeachPage.switch` fills."""
-        return [self.says, self.turn_off, self.turn_on]
+        return [self.says, self.turn_off, self.turn_on, *self.elsewhere]
 
 
 def build_teaching(texts: Texts) -> TeachParts:
@@ -90,11 +92,14 @@ def build_teaching(texts: Texts) -> TeachParts:
         says = gr.HTML(elem_id="teach-says")
         turn_off = gr.Button(texts.teach_turn_off, elem_id="teach-off", size="sm", scale=0, visible=False)
         turn_on = gr.Button(texts.teach_turn_on, elem_id="teach-on", size="sm", scale=0, visible=False)
-        here = gr.Dropdown(
+        # no menu: one that is tabbed through stays open over the message box, and the next Enter chooses in it
+        here = gr.Radio(
             [(words, key) for key, words in texts.teach_here.items()], value=GENERAL, label=texts.teach_here_label,
-            show_label=False, container=False, filterable=False, elem_id="teach-here", scale=0, visible=False,
+            show_label=False, container=False, elem_id="teach-here", elem_classes="segments", scale=0, visible=False,
         )  # fmt: skip
-    return TeachParts(says, turn_off, turn_on, here)
+    on_compare = gr.HTML(elem_id="teach-compare", elem_classes="muted", render=False)
+    on_rank = gr.HTML(elem_id="teach-rank", elem_classes="muted", render=False)
+    return TeachParts(says, turn_off, turn_on, here, (on_compare, on_rank))
 
 
 class TeachPage:
@@ -108,10 +113,17 @@ class TeachPage:
         """Fill `TeachParts.switch`."""
         teaches = self._desk.teaches(person)
         says = self._texts.teach_on if teaches else self._texts.teach_off
-        return [self._texts.escape(says), gr.update(visible=teaches), gr.update(visible=not teaches)]
+        elsewhere = self._texts.escape(f"{says} {self._texts.teach_elsewhere}")
+        return [
+            self._texts.escape(says),
+            gr.update(visible=teaches),
+            gr.update(visible=not teaches),
+            elsewhere,
+            elsewhere,
+        ]
 
     def here(self, person: int, shown: str) -> Any:
-        """Fill the menu; there is none before a conversation begins."""
+        """Fill the choice; there is none before a conversation begins."""
         choice = self._desk.here(person, shown)
         return gr.update(visible=False) if choice is None else gr.update(value=choice, visible=True)
 
@@ -124,7 +136,7 @@ class TeachPage:
         return self._answered(visitor(request).id, shown, "off")
 
     def teach_here(self, choice: str | None, shown: str, request: gr.Request) -> list[Any]:
-        """Store the menu's choice for the conversation on screen."""
+        """Store the choice for the conversation on screen."""
         person = visitor(request).id
         notice = self._desk.answer_here(person, shown, choice)
         return [notice_update(notice), self.here(person, shown)]
@@ -135,7 +147,7 @@ class TeachPage:
 
 
 def wire_teaching(parts: TeachParts, page: TeachPage, shown: gr.Textbox, notice: gr.HTML) -> None:
-    """Connect the switch and the menu."""
+    """Connect the switch and the choice."""
     outputs = [notice, *parts.switch, parts.here]
     parts.turn_on.click(page.teach_on, [shown], outputs, **SHORT)
     parts.turn_off.click(page.teach_off, [shown], outputs, **SHORT)

@@ -44,6 +44,8 @@ class Texts:
     teach_here: Mapping[str, str]
     """A conversation's own answer: `general`, `on` or `off`, in the order of the menu."""
     teach_here_answered: Mapping[str, str]
+    teach_elsewhere: str
+    """Said behind `teach_on` or `teach_off` on pages that have no switch of their own."""
     # chat
     new_conversation: str
     conversations: str
@@ -64,6 +66,8 @@ class Texts:
     too_long: str
     still_writing: str
     too_many_replies: str
+    waits_its_turn: str
+    """In the place of a reply while another one of the same person is being written."""
     shut_out: str
     """To somebody who was erased or disabled while a reply of theirs was being written."""
     nothing_to_retry: str
