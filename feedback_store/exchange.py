@@ -74,15 +74,6 @@ class Judgement:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_line(text: bytes, kind: str) -> Judgement:
-    """Read one line of a file of that kind.
-
-    Raises:
-        BadInput: it is no JSON object, or a field is absent or cannot be stored; the sentence names the field.
-    """
-    return check_line(parse_line(text), kind)
-
-
 def parse_line(text: bytes) -> dict[str, Any]:
     """Return the object that a line of JSON holds.
 

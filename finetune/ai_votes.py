@@ -18,10 +18,7 @@ from feedback_store.ai import Reply as StoredReply
 from finetune.collect import NightData, Votes, gather
 from finetune.examples import Example, Method, content_key, data_hash, new_example, select_method
 from finetune.raters import bound_ai
-from finetune.split import leak_names, split_examples
-
-SOURCES = ("ai-choice", "ai-rewrite")
-"""What the manifest calls them."""
+from finetune.split import leak_names
 
 
 def add_ai_votes(
@@ -31,9 +28,9 @@ def add_ai_votes(
 
     Args:
         data: people's votes, divided.
-        votes: people's votes, as they were divided.
+        votes: people's votes, all of them.
         store: holds what the judges said.
-        limits: ai_weight, ai_share, and how the votes were divided.
+        limits: ai_weight, ai_share, and the half-life.
         now: the moment that ages are counted from, UTC.
         method: what to learn from.
 
@@ -47,9 +44,8 @@ def add_ai_votes(
     gathered = gather(said, now=now, half_life_days=limits.half_life_days)
     sure = {example.key: example.weight for example in said}
     weighed = [replace(example, weight=example.weight * sure[example.key]) for example in gathered.examples]
-    split = split_examples(votes.examples, limits.holdout_share, limits.seed)
-    kept_apart = leak_names((*split.heldout, *split.aside))
-    fit = [e for e in weighed if e.person not in split.people and leak_names([e]).isdisjoint(kept_apart)]
+    kept_apart = leak_names((*data.split.heldout, *data.split.aside))
+    fit = [e for e in weighed if e.person not in data.split.people and leak_names([e]).isdisjoint(kept_apart)]
     people_weight = sum(example.weight for example in data.train)
     added = bound_ai(select_method(fit, method), people_weight, limits)
     train = (*data.train, *added)
@@ -59,7 +55,7 @@ def add_ai_votes(
         "ai_set_aside": len(weighed) - len(fit),
         "ai_percent_of_weight": round(100 * (total - people_weight) / total) if total else 0,
     }
-    return NightData(train, data.heldout, data_hash(train, data.heldout), counts)
+    return replace(data, train=train, data_hash=data_hash(train, data.heldout), counts=counts)
 
 
 def _stored(store: Store) -> Iterator[Example]:

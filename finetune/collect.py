@@ -49,6 +49,8 @@ class NightData:
     """Preference pairs only; a ranking as its pairs."""
     data_hash: str
     counts: dict[str, int]
+    split: Split
+    """How all votes were divided, whatever the method learns from."""
 
 
 def collect_votes(store: Store, *, now: datetime, half_life_days: float) -> Votes:
@@ -114,7 +116,7 @@ def divide_votes(votes: Votes, method: Method, share: float, seed: int) -> Night
         share: wanted part of the examples in the held-out part.
         seed: of the split.
     """
-    split: Split = split_examples(votes.examples, share, seed)
+    split = split_examples(votes.examples, share, seed)
     train = tuple(select_method(split.train, method))
     heldout = tuple(pair for e in split.heldout for pair in as_pairs(e))
     counts = {
@@ -126,7 +128,7 @@ def divide_votes(votes: Votes, method: Method, share: float, seed: int) -> Night
         "heldout_people": len(split.people),
         "set_aside": len(split.aside),
     }
-    return NightData(train, heldout, data_hash(train, heldout), counts)
+    return NightData(train, heldout, data_hash(train, heldout), counts, split)
 
 
 def write_manifest(path: Path, data: NightData) -> None:

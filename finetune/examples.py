@@ -30,7 +30,7 @@ class Example:
     conversation: str
     created_at: str
     source: str
-    """comparison, thumbs, preference, rewrite, thumb, ranking or file."""
+    """comparison, thumbs, preference, rewrite, thumb, ranking, ai-choice, ai-rewrite or file."""
     ids: tuple[str, ...]
     """Ids of the stored rows behind it."""
     thumb: bool | None = None

@@ -65,6 +65,15 @@ def app(home: Path) -> Iterator[tuple["World", "Client"]]:
         yield world
 
 
+@pytest.fixture
+def address(home: Path) -> Iterator[str]:
+    """Where an app of its own serves the test's home, with the scripted engine."""
+    from tests.browser_support import running_app
+
+    with running_app(home) as (where, _):
+        yield where
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point everything at a temporary home and clear the caller's settings."""

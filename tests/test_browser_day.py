@@ -17,12 +17,6 @@ LONGER = " ".join(f"word{number}" for number in range(400))
 
 
 @pytest.fixture
-def address(home: Path) -> Iterator[str]:
-    with running_app(home) as (where, _):
-        yield where
-
-
-@pytest.fixture
 def store(home: Path, address: str) -> Iterator[Store]:
     opened = open_store(home / "nightschool.db")
     yield opened

@@ -1,22 +1,13 @@
 """Feedback that is half written when its writer goes elsewhere, and comes back."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser_support import Visitor, eventually, running_app
+from tests.browser_support import Visitor, eventually
 
 pytestmark = pytest.mark.browser
 COMMENT = "#vote-comment textarea, #vote-comment input"
 ANSWER = "#rewrite-text textarea"
-
-
-@pytest.fixture
-def address(home: Path) -> Iterator[str]:
-    with running_app(home) as (where, _):
-        yield where
 
 
 def test_half_written_feedback_survives_another_conversation_and_another_version(

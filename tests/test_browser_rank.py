@@ -7,16 +7,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from feedback_store import Store, open_store
-from tests.browser_support import Visitor, running_app
+from tests.browser_support import Visitor
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(60))
-
-
-@pytest.fixture
-def address(home: Path) -> Iterator[str]:
-    with running_app(home) as (where, _):
-        yield where
 
 
 @pytest.fixture

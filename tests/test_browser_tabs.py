@@ -1,22 +1,13 @@
 """What is under way in one tab, seen from another one or after a reload, in a real browser."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser_support import Visitor, eventually, running_app
+from tests.browser_support import Visitor, eventually
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(60))
 LONGER = " ".join(f"word{number}" for number in range(400))
-
-
-@pytest.fixture
-def address(home: Path) -> Iterator[str]:
-    with running_app(home) as (where, _):
-        yield where
 
 
 def test_another_tab_follows_a_reply_to_its_end(browser: Browser, address: str) -> None:

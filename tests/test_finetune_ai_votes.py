@@ -10,14 +10,13 @@ import pytest
 
 from assistant.settings import NightSettings
 from feedback_store import Store, open_store
-from feedback_store.integrity import verify
 from finetune import evaluate, nightly
 from finetune.ai_votes import add_ai_votes
 from finetune.collect import NightData, divide_votes
 from finetune.examples import Method
 from finetune.raters import tonights_votes
 from tests.finetune_support import fill_store, tiny_settings
-from tests.test_store_world import answer, ask
+from tests.test_store_world import answer, ask, whole_store
 from tests.tiny import save_tiny
 
 SUBJECTS = ("apple", "river", "copper", "violin", "glacier", "saddle", "tunnel", "orchid", "magnet", "pepper")
@@ -37,10 +36,8 @@ def store(home: Path, template: bytes) -> Iterator[Store]:
     """A store of ten choices, found whole after each test."""
     home.mkdir()
     (home / "nightschool.db").write_bytes(template)
-    opened = open_store(home / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(home / "nightschool.db") as opened:
+        yield opened
 
 
 def say(store: Store, question: str, shown_first: float = 1.0, shown_second: float = 1.0, person: int = 1) -> None:

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from feedback_store.accounts import hash_password, password_matches
 from feedback_store.errors import BadInput, SamePassword, StoreError
-from feedback_store.integrity import verify
 from feedback_store.people import check_name
 from feedback_store.sessions import SESSION_IDLE, SESSION_LIFETIME
-from feedback_store.store import Store, open_store
-from tests.test_store_world import ask, fill
+from feedback_store.store import Store
+from tests.test_store_world import ask, fill, whole_store
 
 GOOD, OTHER = "correct horse battery", "another long sentence"
 
@@ -26,10 +25,8 @@ GOOD, OTHER = "correct horse battery", "another long sentence"
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 @pytest.fixture

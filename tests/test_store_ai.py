@@ -13,8 +13,8 @@ from feedback_store.errors import BadInput
 from feedback_store.exporters import export_lines
 from feedback_store.integrity import verify
 from feedback_store.records import Choice
-from feedback_store.store import Store, open_store
-from tests.test_store_world import answer, ask, fill
+from feedback_store.store import Store
+from tests.test_store_world import answer, ask, fill, whole_store
 
 CANARY = "The canary of Reykjavík sings at 04:17 in B flat"
 Ids = tuple[str, str]
@@ -23,10 +23,8 @@ Ids = tuple[str, str]
 @pytest.fixture
 def store(home: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(home / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(home / "nightschool.db") as opened:
+        yield opened
 
 
 def two(store: Store, question: str, person: int = 1) -> Ids:

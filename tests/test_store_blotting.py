@@ -8,9 +8,8 @@ import pytest
 
 from feedback_store.blotting import LARGEST_FILE_BYTES, Words
 from feedback_store.erasure import erase_user
-from feedback_store.integrity import verify
-from feedback_store.store import Store, open_store
-from tests.test_store_world import answer, ask
+from feedback_store.store import Store
+from tests.test_store_world import answer, ask, whole_store
 
 WRITTEN = "Good evening. My sister lives at Kanaalstraat 12,\nand she sells „tulips“ to the king of Sweden."
 ANSWERED = "I am happy to hear that, and I wish your sister all the best in Kanaalstraat."
@@ -20,10 +19,8 @@ WORDS = Words({WRITTEN, "short one"}, {ANSWERED})
 @pytest.fixture
 def store(home: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(home / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(home / "nightschool.db") as opened:
+        yield opened
 
 
 def blotted(path: Path, text: str) -> str:

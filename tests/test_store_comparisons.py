@@ -15,7 +15,7 @@ from feedback_store.importers import import_file
 from feedback_store.integrity import verify
 from feedback_store.records import Comparison
 from feedback_store.store import Store, open_store
-from tests.test_store_world import answer, ask
+from tests.test_store_world import answer, ask, whole_store
 
 FIXTURE = Path(__file__).parent / "fixtures" / "store-v11.db.gz"
 
@@ -23,10 +23,8 @@ FIXTURE = Path(__file__).parent / "fixtures" / "store-v11.db.gz"
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 def show(store: Store, left: str = "4", right: str = "5", **origin: str) -> Comparison:

@@ -7,19 +7,16 @@ from pathlib import Path
 import pytest
 
 from feedback_store.errors import BadInput, NotYours, TaintedAdapter, Withdrawn
-from feedback_store.integrity import verify
 from feedback_store.records import TrainItem
-from feedback_store.store import Store, open_store
-from tests.test_store_world import answer, ask
+from feedback_store.store import Store
+from tests.test_store_world import answer, ask, whole_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 def choose(store: Store, person_id: int) -> str:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from feedback_store.errors import BadInput, NotYours, StoreError, UnknownAdapter
-from feedback_store.integrity import verify
 from feedback_store.store import Store, open_store
-from tests.test_store_world import ORIGIN, answer, ask, fill
+from tests.test_store_world import ORIGIN, answer, ask, fill, whole_store
 
 STRANGE = [
     " leading and trailing \n",
@@ -24,10 +23,8 @@ STRANGE = [
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("text", STRANGE)

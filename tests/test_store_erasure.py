@@ -12,11 +12,11 @@ import pytest
 
 from feedback_store.erasure import erase_user, find_erasable
 from feedback_store.errors import BadInput, NotYours, TaintedAdapter
-from feedback_store.integrity import backup, verify
+from feedback_store.integrity import backup
 from feedback_store.records import TrainItem
-from feedback_store.store import Store, open_store
+from feedback_store.store import Store
 from tests.test_store_opening import dump
-from tests.test_store_world import answer, ask
+from tests.test_store_world import answer, ask, whole_store
 
 CANARY = "The canary of Reykjavík sings at 04:17 in B flat"
 LONG = f"{CANARY} and on. " * 700
@@ -25,10 +25,8 @@ LONG = f"{CANARY} and on. " * 700
 @pytest.fixture
 def store(home: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(home / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(home / "nightschool.db") as opened:
+        yield opened
 
 
 def talk(store: Store, person_id: int, text: str, runs: bool = False) -> None:

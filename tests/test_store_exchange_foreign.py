@@ -10,8 +10,8 @@ import pytest
 from feedback_store.errors import BadInput
 from feedback_store.exporters import export_lines
 from feedback_store.importers import import_file
-from feedback_store.integrity import verify
-from feedback_store.store import Store, open_store
+from feedback_store.store import Store
+from tests.test_store_world import whole_store
 
 MESSAGES = {
     "m1": {"id": "m1", "parentId": None, "childrenIds": ["m2", "m3"], "role": "user", "content": "What is 2 + 2?"},
@@ -25,10 +25,8 @@ MESSAGES = {
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store; whole at the end."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 def feedback(message_id: str, rating: Any, **data: Any) -> dict[str, Any]:

@@ -11,10 +11,9 @@ import pytest
 from bench.store import make_votes, operate_page
 from feedback_store.__main__ import main
 from feedback_store.agreement import Judged, judge, left_bias, measure
-from feedback_store.integrity import verify
 from feedback_store.records import Choice
 from feedback_store.store import Store, open_store
-from tests.test_store_world import answer, ask
+from tests.test_store_world import answer, ask, whole_store
 
 CHOICES: tuple[Choice, ...] = ("left", "right", "tie", "both-bad")
 
@@ -22,10 +21,8 @@ CHOICES: tuple[Choice, ...] = ("left", "right", "tie", "both-bad")
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(tmp_path / "home" / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "home" / "nightschool.db") as opened:
+        yield opened
 
 
 def choose(store: Store, person: int, number: int, choice: Choice, swapped: bool = False) -> Judged:

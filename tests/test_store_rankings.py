@@ -10,17 +10,15 @@ from feedback_store.connection import connect
 from feedback_store.errors import BadInput, NotYours
 from feedback_store.exporters import export_lines
 from feedback_store.integrity import verify
-from feedback_store.store import Store, open_store
-from tests.test_store_world import ORIGIN, answer, ask
+from feedback_store.store import Store
+from tests.test_store_world import ORIGIN, answer, ask, whole_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 def rankings(store: Store) -> int:

@@ -6,18 +6,15 @@ from pathlib import Path
 import pytest
 
 from feedback_store.errors import BadInput, NotYours
-from feedback_store.integrity import verify
-from feedback_store.store import Store, open_store
-from tests.test_store_world import ORIGIN, answer, ask, fill
+from feedback_store.store import Store
+from tests.test_store_world import ORIGIN, answer, ask, fill, whole_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, found whole after each test."""
-    opened = open_store(tmp_path / "nightschool.db")
-    yield opened
-    assert verify(opened) == []
-    opened.close()
+    with whole_store(tmp_path / "nightschool.db") as opened:
+        yield opened
 
 
 def events(store: Store) -> list[tuple[int | None, int]]:

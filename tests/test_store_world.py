@@ -1,5 +1,7 @@
 """What the store's tests share: a question, an answer, a whole small world; and that this world is what it seems."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,15 @@ ORIGIN = Origin(
     max_new_tokens=64,
     seed=1,
 )
+
+
+@contextmanager
+def whole_store(path: Path) -> Iterator[Store]:
+    """Open a store, and find it whole at the end."""
+    opened = open_store(path)
+    yield opened
+    assert verify(opened) == []
+    opened.close()
 
 
 def ask(store: Store, text: str = "What is 2 + 2?", person_id: int = 1, within: Conversation | None = None) -> Message:
