@@ -94,8 +94,9 @@ def test_nobody_has_more_than_the_largest_share_where_that_can_be() -> None:
     assert cap_factors({}, 0.1) == {} and cap_factors({"a": 0.0}, 0.1) == {"a": 1.0}
 
 
-@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1e6), max_size=30), st.floats(0.01, 1.0))
+@given(st.dictionaries(st.text(max_size=3), st.just(0.0) | st.floats(1e-100, 1e6), max_size=30), st.floats(0.01, 1.0))
 def test_a_cap_that_can_be_kept_is_kept_and_raises_nobody(weights: dict[str, float], share: float) -> None:
+    """A weight of 5e-324 cannot be divided, and no vote has one: after 40 years a vote weighs some 1e-98."""
     factors = cap_factors(weights, share)
     capped = [weight * factors[person] for person, weight in weights.items()]
     assert all(0 <= factor <= 1 for factor in factors.values())
