@@ -22,10 +22,10 @@ setup: .venv/.done
 chat: setup
 	$(BIN)/python -m ui $(CHAT)
 
-# What computes with the real model, and what drives a browser, has both cores to itself; the rest shares them.
+# What computes with the real model has both cores to itself; the rest shares them.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not model and not browser and not slow and not gpu" -n 2
-	$(BIN)/python -m pytest -m "(model or browser) and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not model and not slow and not gpu" -n 2
+	$(BIN)/python -m pytest -m "model and not slow and not gpu"
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" -n 2

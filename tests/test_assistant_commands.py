@@ -7,7 +7,7 @@ import pytest
 
 from assistant.__main__ import main
 from assistant.live import live_adapter
-from feedback_store import open_store
+from tests.new_store import open_in
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_ask_prints_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ask_uses_the_live_adapter_of_the_home(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.registry.register_adapter("adapter-1", "fake")
     store.registry.promote("adapter-1", expected_generation=store.registry.live().generation)
     assert live_adapter(home / "nightschool.db") == store.registry.live().adapter_id == "adapter-1"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from feedback_store import Store, open_store
+from feedback_store import Store
 from tests.browser_support import Visitor, eventually, running_app
+from tests.new_store import open_in
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(60))
@@ -18,7 +19,7 @@ LONGER = " ".join(f"word{number}" for number in range(400))
 
 @pytest.fixture
 def store(home: Path, address: str) -> Iterator[Store]:
-    opened = open_store(home / "nightschool.db")
+    opened = open_in(home / "nightschool.db")
     yield opened
     opened.close()
 
@@ -276,7 +277,7 @@ def test_stopping_the_app_keeps_what_was_written(browser: Browser, home: Path) -
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         visitor.context.close()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     person = store.people.owner().id
     (conversation,) = store.conversations.list(person)
     last = store.conversations.thread(conversation.id, person)[-1]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from feedback_store import Store, open_store
+from feedback_store import Store
 from tests.browser_support import Visitor
+from tests.new_store import open_in
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(60))
@@ -15,7 +16,7 @@ LONG = " ".join(f"word{number}" for number in range(60))
 
 @pytest.fixture
 def store(home: Path, address: str) -> Iterator[Store]:
-    opened = open_store(home / "nightschool.db")
+    opened = open_in(home / "nightschool.db")
     yield opened
     opened.close()
 

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from assistant.adapters import AdapterInfo, write_adapter
 from assistant.loading import Base, resolve_base
 from assistant.settings import load_settings
-from feedback_store import Store, open_store
+from feedback_store import Store
 from feedback_store.records import Message
 from tests.browser_support import Visitor, eventually, running_app
+from tests.new_store import open_in
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 QUESTION = "Tell me about the sea."
@@ -84,7 +85,7 @@ def test_a_promotion_answers_the_next_message_and_a_rollback_brings_the_old_answ
 ) -> None:
     base = resolve_base(load_settings())
     adapter = noticeable_adapter(base, load_settings().adapters_dir, seed=1)
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.registry.register_adapter(adapter.id, base.id)
     greedy = {"NIGHTSCHOOL_SAMPLING__TEMPERATURE": "0", "NIGHTSCHOOL_SAMPLING__MAX_NEW_TOKENS": "96"}
     with running_app(home, NIGHTSCHOOL_ENGINE="local", **greedy) as (address, _):

@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from feedback_store import Store, open_store
+from feedback_store import Store
 from finetune import evaluate
 from finetune.nightly import run_nightly
 from tests.browser_support import eventually, running_app
 from tests.door_support import PASSWORD, Browser, events_of
 from tests.finetune_support import fill_store, tiny_settings
+from tests.new_store import open_in
 from tests.test_store_erasure import files_with
 from tests.test_ui_persons import told_by
 from tests.tiny import save_tiny
@@ -31,7 +32,7 @@ KINDS = ("preferences", "thumbs", "comparisons", "rankings", "demonstrations", "
 def peopled(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with accounts, enough votes for a night, and its caches inside."""
     monkeypatch.delenv("NIGHTSCHOOL_CACHE")
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.accounts.add("olga", PASSWORD, "operator")
     for name in ("ada", "ben"):
         store.consent.set_person(store.accounts.add(name, PASSWORD).id, "on")
@@ -85,7 +86,7 @@ def test_who_is_erased_while_the_app_runs_is_in_no_file_and_the_others_go_on(
     monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)  # a random model may loop
     monkeypatch.setattr(evaluate, "REPLY_TOKENS", 8)
     home = peopled
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     with running_app(home) as (address, process), httpx.Client(base_url=address, timeout=60) as client:
         ada, ben, olga = (log_in(client, name) for name in ("ada", "ben", "olga"))
         live_a_day(ada, store, "ada", CANARY)

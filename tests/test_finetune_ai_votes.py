@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from assistant.settings import NightSettings
-from feedback_store import Store, open_store
+from feedback_store import Store
 from finetune import evaluate, nightly
 from finetune.ai_votes import add_ai_votes
 from finetune.collect import NightData, divide_votes
 from finetune.examples import Method
 from finetune.raters import tonights_votes
 from tests.finetune_support import fill_store, tiny_settings
+from tests.new_store import open_in
 from tests.test_store_world import answer, ask, whole_store
 from tests.tiny import save_tiny
 
@@ -25,7 +26,7 @@ SUBJECTS = ("apple", "river", "copper", "violin", "glacier", "saddle", "tunnel",
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A store with ten choices of the owner's and nothing of an AI's."""
-    store = open_store(tmp_path_factory.mktemp("home") / "nightschool.db")
+    store = open_in(tmp_path_factory.mktemp("home") / "nightschool.db")
     fill_store(store, [f"What is {subject} made of?" for subject in SUBJECTS])
     store.close()
     return store.path.read_bytes()
@@ -95,7 +96,7 @@ def test_an_operator_can_leave_ais_out(store: Store, limits: dict[str, float]) -
 
 
 def test_without_peoples_votes_an_ai_has_no_weight(home: Path) -> None:
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     say(store, "Why?")
     assert night(store)[1].train == ()
     store.close()

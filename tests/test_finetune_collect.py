@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from assistant.settings import NightSettings
-from feedback_store import open_store
 from finetune.batches import encode_examples
 from finetune.collect import Votes, collect_votes, divide_votes, gather, write_manifest
 from finetune.examples import Example, as_pairs, count_one_sided, data_hash, select_method, settings_for
 from finetune.split import split_examples
 from tests.finetune_support import demonstration, fill_store, pair, ranking, rate_store, thumb
+from tests.new_store import open_in
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -255,7 +255,7 @@ def test_the_manifest_holds_ids_weights_and_parts_and_no_text(tmp_path: Path) ->
 
 def test_the_store_gives_its_choices_with_prompt_person_and_ids(home: Path) -> None:
     home.mkdir()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     fill_store(store, ["one", "two"])
     fill_store(store, ["three"], person="ana")
     votes = collect_votes(store, now=datetime.now(UTC), half_life_days=45)
@@ -268,7 +268,7 @@ def test_the_store_gives_its_choices_with_prompt_person_and_ids(home: Path) -> N
 
 def test_the_store_gives_its_thumbs_and_rankings_and_no_thumb_twice(home: Path) -> None:
     home.mkdir()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     rate_store(store, ["one", "two", "three"])
     votes = collect_votes(store, now=datetime.now(UTC), half_life_days=45)
     kinds = sorted(e.judgement for e in votes.examples)

@@ -13,10 +13,10 @@ from assistant.__main__ import main as assistant
 from assistant.adapters import verify_adapter
 from assistant.loading import resolve_base
 from assistant.settings import load_settings
-from feedback_store import open_store
 from finetune import evaluate
 from finetune.__main__ import build_parser, main
 from tests.finetune_support import fill_store
+from tests.new_store import open_in
 from tests.tiny import save_tiny
 
 COMMANDS = (
@@ -96,7 +96,7 @@ def preferences(path: Path, count: int = 12) -> Path:
 
 def vote(home: Path, questions: int, start: int = 0) -> None:
     home.mkdir(exist_ok=True)
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     fill_store(store, [f"question {n}" for n in range(start, start + questions)])
     store.close()
 

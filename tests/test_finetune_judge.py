@@ -10,7 +10,7 @@ import pytest
 from assistant.engine import Message, Reply, Request
 from assistant.errors import GenerationFailed
 from assistant.fake import FakeEngine
-from feedback_store import Store, open_store
+from feedback_store import Store
 from feedback_store.ai import AiJudge
 from finetune import judge_command
 from finetune.__main__ import main
@@ -18,6 +18,7 @@ from finetune.judge import Judged, judge_pairs, read_verdicts, revise_replies
 from finetune.judge_command import CONSTITUTION, read_constitution
 from tests.finetune_support import fill_store
 from tests.model_server import DONE, Asked, chunk, refusal, running_server
+from tests.new_store import open_in
 from tests.test_store_world import answer, ask
 
 QUESTIONS = [f"What is {number} and {number}?" for number in range(5)]
@@ -28,7 +29,7 @@ Script = Callable[[Request], str]
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A store in which people chose the reply that asks, which is the older one."""
-    store = open_store(tmp_path_factory.mktemp("home") / "nightschool.db")
+    store = open_in(tmp_path_factory.mktemp("home") / "nightschool.db")
     fill_store(store, QUESTIONS)
     store.close()
     return store.path.read_bytes()
@@ -39,7 +40,7 @@ def store(home: Path, template: bytes) -> Iterator[Store]:
     """A store of five choices."""
     home.mkdir()
     (home / "nightschool.db").write_bytes(template)
-    opened = open_store(home / "nightschool.db")
+    opened = open_in(home / "nightschool.db")
     yield opened
     opened.close()
 
@@ -221,7 +222,7 @@ def test_bad_input_is_one_sentence(
         return said
 
     assert "no database" in error(*scripted)
-    open_store(home / "nightschool.db").close()
+    open_in(home / "nightschool.db").close()
     assert "no two finished replies" in error(*scripted)
     assert "cannot be read" in error("judge", "--constitution", str(tmp_path / "absent.txt"))
     (tmp_path / "empty.txt").write_text(" \n")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from feedback_store import open_store
 from finetune.__main__ import main
 from tests.finetune_support import fill_store
+from tests.new_store import open_in
 
 pytestmark = pytest.mark.model
 
@@ -63,7 +63,7 @@ def test_a_short_training_on_the_real_model_carries_over_to_other_questions(
 def test_the_real_model_judges_and_reports_however_badly(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is too small to judge well; that it runs, is counted, and votes under its own name is what is asked."""
     home.mkdir()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     fill_store(store, [f"What are {subject}?" for subject in SUBJECTS[:3]])
     store.close()
     assert main(["judge", "--engine", "local", "--limit", "3", "--revise", "--json"]) == 0

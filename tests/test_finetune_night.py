@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from assistant.adapters import TENSORS, verify_adapter
 from assistant.settings import Settings
-from feedback_store import Store, open_store
+from feedback_store import Store
 from feedback_store.erasure import erase_user
 from feedback_store.errors import TaintedAdapter
 from finetune import evaluate, nightly, workshop
@@ -21,6 +21,7 @@ from finetune.errors import TrainingAborted
 from finetune.examples import Method
 from finetune.nightly import NightResult, hours_until_due, run_nightly
 from tests.finetune_support import fill_store, rate_both_ways, rate_store, tiny_settings
+from tests.new_store import open_in
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.long
@@ -48,7 +49,7 @@ def settings(home: Path, model: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> Store:
-    return open_store(settings.database_path)
+    return open_in(settings.database_path)
 
 
 def add_votes(store: Store, words: str = "What is asked?") -> None:

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from assistant.settings import NightSettings
-from feedback_store import open_store
 from feedback_store.agreement import Judged, Verdict
 from finetune.collect import gather
 from finetune.examples import Example
 from finetune.raters import bound_influence, contrary_people, tonights_votes
 from tests.finetune_support import fill_store, pair
+from tests.new_store import open_in
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 WORDS = ("apple", "river", "copper", "violin", "glacier", "saddle", "tunnel", "orchid", "magnet", "pepper")
@@ -79,7 +79,7 @@ def test_a_few_contradictions_prove_nothing() -> None:
 
 def test_the_night_reads_its_votes_with_tonights_weights(home: Path) -> None:
     home.mkdir()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     fill_store(store, ["What is an apple?", "What is an apple??", "Where do rivers end?"])
     votes = tonights_votes(store, NightSettings(), datetime.now(UTC))
     assert sorted(example.weight for example in votes.examples) == [0.5, 0.5, 1.0]

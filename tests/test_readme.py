@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 SERVES = {"make chat": 'make chat CHAT="--port 0"'}
-TINY = {"make rehearsal": 'make rehearsal REHEARSAL="--problems 10 --test 3"'}
+TINY = {"make rehearsal": 'make rehearsal REHEARSAL="--problems 5 --test 1"'}
 RUNS_THIS_TEST = {"make test"}
 # Few votes and wide limits: what is tested here is that the commands do what the README says, not the model.
 QUICK_NIGHT = {

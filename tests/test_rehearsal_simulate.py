@@ -9,7 +9,7 @@ from assistant.engine import Request
 from assistant.fake import FakeEngine
 from assistant.presets import SOCRATIC
 from assistant.settings import Settings, load_settings
-from feedback_store import Store, open_store
+from feedback_store import Store
 from feedback_store.records import Origin
 from finetune.problems import Problem, make_problems
 from finetune.problems_voted import VOTED_KINDS
@@ -23,6 +23,7 @@ from finetune.simulate import (
     request_for,
     simulate_votes,
 )
+from tests.new_store import open_in
 
 PROBLEMS = make_problems(VOTED_KINDS, 90, 5)
 ANSWERS = {problem.text: problem for problem in PROBLEMS}
@@ -44,7 +45,7 @@ def settings(home: Path) -> Settings:
 def store(settings: Settings) -> Store:
     """An empty store."""
     settings.home.mkdir(parents=True)
-    return open_store(settings.database_path)
+    return open_in(settings.database_path)
 
 
 def replies_of(store: Store, name: str) -> list[tuple[Problem, str, str, Origin]]:
@@ -122,7 +123,7 @@ def test_everybody_who_votes_is_marked_as_simulated(settings: Settings, store: S
 
 
 def test_the_same_seed_casts_the_same_votes(tmp_path: Path, settings: Settings) -> None:
-    stores = [open_store(tmp_path / name) for name in ("one.db", "two.db", "three.db")]
+    stores = [open_in(tmp_path / name) for name in ("one.db", "two.db", "three.db")]
     for store, seed in zip(stores, (6, 6, 7), strict=True):
         simulate_votes(FakeEngine(ask_or_tell), store, settings, PROBLEMS[:40], seed=seed)
     one, two, three = ([(p.prompt, p.chosen, p.rejected) for p in store.votes.pairs()] for store in stores)

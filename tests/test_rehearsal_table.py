@@ -12,7 +12,6 @@ import pytest
 from assistant.engine import Request
 from assistant.fake import FakeEngine
 from assistant.settings import load_settings
-from feedback_store import open_store
 from finetune import rehearse as rehearsal
 from finetune.__main__ import main
 from finetune.problems import Problem
@@ -20,6 +19,7 @@ from finetune.problems_dev import DEV_KINDS
 from finetune.problems_unseen import TEST_KINDS
 from finetune.rehearse import Measures, Rehearsal, choose_problems, measure, peak_memory, rehearse, report_lines
 from finetune.simulate import NotForRealPeople
+from tests.new_store import open_in
 
 SKIPPED = {"outcome": "skipped", "run": "r", "adapter": None, "reasons": ["too few"]}
 
@@ -120,7 +120,7 @@ def test_a_home_where_real_people_talk_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(rehearsal, "build_engine", no_model)
     monkeypatch.setattr("finetune.simulate.build_engine", no_model)
     home.mkdir()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.conversations.start(store.people.owner().id)
     assert main(command) == 1
     out, err = capsys.readouterr()
@@ -156,7 +156,7 @@ def test_numbers_below_one_are_wrong_usage() -> None:
 
 def test_real_people_stop_a_rehearsal_with_nothing_written(home: Path) -> None:
     home.mkdir()
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.conversations.start(store.people.owner().id)
     with pytest.raises(NotForRealPeople):
         rehearse(load_settings(home), problems=3, test=3, seed=0)
@@ -173,7 +173,7 @@ def test_a_report_can_be_written_for_any_measures() -> None:
 
 @pytest.mark.model
 def test_the_tiny_rehearsal_runs_with_the_real_model_and_its_night_is_skipped(home: Path) -> None:
-    command = [sys.executable, "-m", "finetune", "rehearse", "--problems", "3", "--test", "3", "--json"]
+    command = [sys.executable, "-m", "finetune", "rehearse", "--problems", "1", "--test", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)

@@ -11,6 +11,7 @@ import pytest
 
 from feedback_store.__main__ import main
 from feedback_store.store import Store, open_store
+from tests.new_store import open_in
 from tests.test_store_world import fill
 
 GOOD = "correct horse battery"
@@ -140,7 +141,7 @@ def test_on_a_terminal_the_password_is_asked_twice_and_an_erasure_confirmed(
 
 
 def test_an_erasure_tells_what_went_and_what_remains(run: Any, home: Path) -> None:
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     fill(store)
     store.close()
     run("users", "add", "olga", "--password-stdin")
@@ -222,7 +223,7 @@ def test_who_breaks_off_at_a_prompt_gets_a_sentence(
 
 def test_a_list_is_readable_without_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each account was a line of words and microseconds that nobody could look down."""
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.accounts.add("ana", GOOD, "operator")
     olga = store.accounts.add("olga.longer", GOOD)
     assert store.sessions.new_token(olga.id) != store.sessions.new_token(olga.id)

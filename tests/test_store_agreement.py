@@ -26,7 +26,7 @@ from feedback_store.importers import import_file
 from feedback_store.influence import Vote, cap_factors, group_alike, likeness, weigh
 from feedback_store.integrity import verify
 from feedback_store.records import Turn
-from feedback_store.store import open_store
+from tests.new_store import open_in
 from tests.shared_data import DATA, needs_data
 
 JUDGEMENTS = DATA / "tulu_human_eval" / "derived_annotations.jsonl"
@@ -158,7 +158,7 @@ def test_1150_real_judgements_import_and_agree_as_published(tmp_path: Path) -> N
     records = [json.loads(line) for line in JUDGEMENTS.read_text().splitlines()]
     file = tmp_path / "tulu.jsonl"
     file.write_text("".join(json.dumps(unshuffled(record)) + "\n" for record in records))
-    store = open_store(tmp_path / "nightschool.db")
+    store = open_in(tmp_path / "nightschool.db")
     imported = import_file(store, file, "comparisons")
     assert (imported.added, imported.repeated, imported.skipped) == (1150, 0, 0)
     assert sum(person.kind == "imported" for person in store.people.all()) == 16

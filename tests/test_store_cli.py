@@ -12,13 +12,14 @@ from feedback_store.__main__ import main
 from feedback_store.connection import connect
 from feedback_store.integrity import verify
 from feedback_store.store import open_store
+from tests.new_store import open_in
 from tests.test_store_world import fill
 
 
 @pytest.fixture
 def filled(home: Path) -> Path:
     """A home whose store holds one of everything."""
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     fill(store)
     store.close()
     return home

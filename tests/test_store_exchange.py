@@ -16,7 +16,8 @@ from feedback_store.exchange import KINDS
 from feedback_store.exporters import export_file, export_lines, harmless
 from feedback_store.importers import import_file
 from feedback_store.integrity import verify
-from feedback_store.store import Store, open_store
+from feedback_store.store import Store
+from tests.new_store import open_in
 from tests.test_store_world import answer, ask, fill
 
 PROMPT = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -33,7 +34,7 @@ GOOD: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store, empty but for its owner."""
-    opened = open_store(tmp_path / "nightschool.db")
+    opened = open_in(tmp_path / "nightschool.db")
     yield opened
     opened.close()
 
@@ -41,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[Store]:
     """Another empty store."""
-    opened = open_store(tmp_path / "other" / "nightschool.db")
+    opened = open_in(tmp_path / "other" / "nightschool.db")
     yield opened
     opened.close()
 
@@ -277,7 +278,7 @@ def test_any_text_survives_the_way_through_a_store(tmp_path: Path, thumbs: list[
     results = []
     file = write(folder / "in", *lines)
     for place in range(2):
-        store = open_store(folder / f"{place}.db")
+        store = open_in(folder / f"{place}.db")
         import_file(store, file, "thumbs")
         results.append(export(store, "thumbs", folder / f"out{place}"))
         store.close()

@@ -11,7 +11,7 @@ import pytest
 from feedback_store.__main__ import main
 from feedback_store.exporters import export_file
 from feedback_store.importers import import_file
-from feedback_store.store import open_store
+from tests.new_store import open_in
 
 CaptureBinary = pytest.CaptureFixture[bytes]
 THUMB = {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "completion": "4", "label": True}
@@ -126,7 +126,7 @@ def test_ten_thousand_votes_are_imported_within_ten_seconds(tmp_path: Path) -> N
             prompt = [{"role": "user", "content": f"Question {number}? " + "Tell me all of it. " * 15}]
             line = {"prompt": prompt, "completion": "It is long. " * 70, "label": number % 3 > 0, "id": number}
             out.write(json.dumps({**line, "annotator": f"rater-{number % 50}"}) + "\n")
-    store = open_store(tmp_path / "nightschool.db")
+    store = open_in(tmp_path / "nightschool.db")
     start = time.perf_counter()
     assert import_file(store, file, "thumbs").added == 10_000
     assert time.perf_counter() - start < 10

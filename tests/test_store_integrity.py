@@ -11,6 +11,7 @@ from feedback_store.connection import connect
 from feedback_store.errors import BadInput, StoreDamaged, StoreError
 from feedback_store.integrity import backup, verify
 from feedback_store.store import Store, open_store
+from tests.new_store import open_in
 from tests.test_store_world import ask, fill
 
 VOTE = "message_id, person_id, value, reasons, comment, version, updated_at"
@@ -40,7 +41,7 @@ DAMAGE = {
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store with one of everything and a second person."""
-    opened = open_store(tmp_path / "nightschool.db")
+    opened = open_in(tmp_path / "nightschool.db")
     fill(opened)
     opened.people.add("second")
     yield opened

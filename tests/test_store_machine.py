@@ -30,6 +30,7 @@ from feedback_store.errors import BadInput, NotYours, StoreError, TaintedAdapter
 from feedback_store.integrity import verify
 from feedback_store.records import REASONS_DOWN, REASONS_UP, TrainItem
 from feedback_store.store import Store, open_store
+from tests.new_store import open_in
 from tests.test_store_opening import dump
 from tests.test_store_world import ORIGIN, answer, ask
 
@@ -68,7 +69,7 @@ class Life(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "nightschool.db"
         shutil.copy(self.empty, self.path)
-        self.store: Store = open_store(self.path)
+        self.store: Store = open_in(self.path)
         self.people = {"owner": Person(1, "on", "owner")}
         self.talks: dict[str, Talk] = {}
         self.votes: dict[str, list[int]] = {}
@@ -323,7 +324,7 @@ class Life(RuleBasedStateMachine):
         """Close the file and open it again: nothing has changed."""
         before = dump(self.path)
         self.store.close()
-        self.store = open_store(self.path)
+        self.store = open_in(self.path)
         assert dump(self.path) == before
 
     @invariant()

@@ -13,13 +13,14 @@ from feedback_store.errors import BadInput, NothingToRollBack, StaleGeneration, 
 from feedback_store.integrity import verify
 from feedback_store.processes import boot_id, is_alive, process_start
 from feedback_store.records import Live
-from feedback_store.store import Store, open_store
+from feedback_store.store import Store
+from tests.new_store import open_in
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An open store with two ready adapters, found whole after each test."""
-    opened = open_store(tmp_path / "nightschool.db")
+    opened = open_in(tmp_path / "nightschool.db")
     for name in ("a", "b"):
         opened.registry.register_adapter(name, "base-1")
     yield opened

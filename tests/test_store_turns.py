@@ -9,15 +9,16 @@ from filelock import FileLock
 
 from bench.store import Offered, offer_votes
 from feedback_store.integrity import verify
-from feedback_store.store import Store, open_store
+from feedback_store.store import Store
 from feedback_store.turns import FairLock
+from tests.new_store import open_in
 from tests.test_store_world import ask
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An open store whose connection in this thread waits 50 ms for its turn."""
-    opened = open_store(tmp_path / "nightschool.db")
+    opened = open_in(tmp_path / "nightschool.db")
     with opened.connections.read() as db:
         db.execute("PRAGMA busy_timeout=50").fetchall()
     return opened
@@ -114,7 +115,7 @@ def check(path: Path, offered: Offered, votes: int) -> None:
     """Check that no vote was lost or refused, and that pairs were read meanwhile."""
     assert (offered.sent, offered.stored, offered.refused) == (votes, votes, ())
     assert offered.times_read > 0
-    store = open_store(path)
+    store = open_in(path)
     with store.connections.read() as db:
         assert db.execute("SELECT count(*), max(version) FROM vote").fetchone() == (votes, 1)
         assert db.execute("SELECT count(*) FROM vote_event").fetchone()[0] == votes

@@ -8,7 +8,8 @@ from typing import Any
 
 from feedback_store.integrity import verify
 from feedback_store.records import Conversation, Message, Origin
-from feedback_store.store import Store, open_store
+from feedback_store.store import Store
+from tests.new_store import open_in
 
 ORIGIN = Origin(
     adapter_id=None,
@@ -26,7 +27,7 @@ ORIGIN = Origin(
 @contextmanager
 def whole_store(path: Path) -> Iterator[Store]:
     """Open a store, and find it whole at the end."""
-    opened = open_store(path)
+    opened = open_in(path)
     yield opened
     assert verify(opened) == []
     opened.close()
@@ -63,7 +64,7 @@ def fill(store: Store) -> Message:
 
 
 def test_a_filled_store_is_whole_and_counts_what_was_put_in(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "nightschool.db")
+    store = open_in(tmp_path / "nightschool.db")
     fill(store)
     assert verify(store) == []
     assert store.votes.counts() == {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from feedback_store import open_store
+from tests.new_store import open_in
 from ui.__main__ import CannotServe, main, reserve
 
 
@@ -35,7 +35,7 @@ def test_a_used_port_is_refused_and_the_home_is_free_again(home: Path) -> None:
 @pytest.mark.parametrize("host", ["nonsense.invalid", "192.0.2.7", "not a name", "x" * 300])
 def test_an_address_that_is_none_of_ours_is_told_from_a_taken_port(home: Path, host: str) -> None:
     """For a mistyped name it said that the port was taken."""
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.accounts.add("olga", "correct horse", "operator")
     store.close()
     with pytest.raises(CannotServe, match="is no address of this machine; give --host"):

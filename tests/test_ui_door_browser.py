@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from feedback_store import open_store
 from tests.browser_support import Visitor, running_app
 from tests.door_support import PASSWORD
+from tests.new_store import open_in
 
 pytestmark = pytest.mark.browser
 HOSTILE = (
@@ -20,7 +20,7 @@ HOSTILE = (
 
 @pytest.fixture
 def address(home: Path) -> Iterator[str]:
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.consent.set_person(store.accounts.add("olga", PASSWORD, "operator").id, "off")
     store.accounts.add("ada", PASSWORD, "member")
     store.close()

@@ -10,9 +10,9 @@ import pytest
 
 from assistant.errors import SettingsError
 from assistant.settings import load_settings
-from feedback_store import open_store
 from tests.browser_support import running_app
 from tests.door_support import HOST, PASSWORD, Browser, make_app, make_door_world, open_app, serving, session_of
+from tests.new_store import open_in
 from ui.__main__ import CannotServe, main, reserve
 from ui.hosts import Hosts, host_name, is_loopback, reachable
 
@@ -142,7 +142,7 @@ def test_the_app_is_opened_to_nobody_while_nobody_can_keep_them_out(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "users add NAME --role operator" in said
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.accounts.add("ada", PASSWORD, "member")
     assert main(["--host", "0.0.0.0", "--port", "0"]) == 1, "a member operates nothing"
     store.accounts.add("olga", PASSWORD, "operator")
@@ -216,7 +216,7 @@ def test_loopback_is_told_from_the_rest(host: str, only_here: bool) -> None:
 
 @pytest.mark.long
 def test_the_real_command_opens_to_others_with_a_login_and_short_answers_do_not_wait(home: Path) -> None:
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.accounts.add("olga", PASSWORD, "operator")
     store.close()
     with running_app(home, "--host", "0.0.0.0") as (url, _):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from feedback_store import open_store
 from tests.browser_support import Visitor, eventually, running_app
 from tests.door_support import PASSWORD
+from tests.new_store import open_in
 
 pytestmark = pytest.mark.browser
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture
 def address(home: Path) -> Iterator[str]:
     """An app with an operator and two members, all of whom have said whether their chats may teach."""
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.consent.set_person(store.accounts.add("olga", PASSWORD, "operator").id, "off")
     for name in ("ada", "ben"):
         store.consent.set_person(store.accounts.add(name, PASSWORD).id, "off")
@@ -78,7 +78,7 @@ def test_the_owner_turns_teaching_off_in_general_and_on_for_one_conversation(
     with running_app(home) as (where, _):
         visitor = Visitor(browser, where, phone=phone)
         page = visitor.open()
-        store = open_store(home / "nightschool.db")
+        store = open_in(home / "nightschool.db")
         person = store.people.owner().id
         expect(page.locator("#teach-says")).to_have_text("Your chats and votes teach the assistant at night.")
         expect(page.locator("#account")).to_be_hidden()
@@ -115,7 +115,7 @@ def test_tabbing_through_the_page_opens_nothing_and_chooses_nothing(browser: Bro
         page = visitor.open()
         visitor.send("hello")
         visitor.settle()
-        store = open_store(home / "nightschool.db")
+        store = open_in(home / "nightschool.db")
         (conversation,) = store.conversations.list(store.people.owner().id)
         page.focus("#message textarea")
         passed = set()

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from assistant.fake import FakeEngine
-from feedback_store import open_store
 from feedback_store.records import Message
 from tests.browser_support import running_app
 from tests.door_support import PASSWORD, Browser, events_of, open_live, session_of
+from tests.new_store import open_in
 from tests.ui_support import World, make_world
 from ui.chat import View
 from ui.door import FORM_COOKIE, form_token
@@ -277,7 +277,7 @@ def thumb_up(browser: Browser) -> int:
 
 def test_fifty_logins_at_once_do_not_hold_up_a_stream(home: Path) -> None:
     """In a process of its own, so that what is measured is the app and not this test."""
-    store = open_store(home / "nightschool.db")
+    store = open_in(home / "nightschool.db")
     store.accounts.add("olga", PASSWORD, "operator")
     store.accounts.add("ada", PASSWORD)
     store.close()

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from assistant.engine import Reply, Request
 from assistant.fake import FakeEngine, echo_script
 from assistant.settings import Settings, load_settings
-from feedback_store import Store, open_store
+from feedback_store import Store
 from feedback_store.records import Person
+from tests.new_store import open_in
 from ui.chat import ChatDesk
 from ui.compare import CompareDesk
 from ui.door import Visit
@@ -61,7 +62,7 @@ class World:
 def make_world(home: Path, engine: FakeEngine | None = None) -> World:
     """Put an app's parts together over a home folder."""
     settings = load_settings(home)
-    store = open_store(settings.database_path)
+    store = open_in(settings.database_path)
     engine = engine or FakeEngine()
     replies = Replies(engine, store, settings)
     nights = Nights(settings.home, settings.runs_dir)
