@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
         return judge_command.run(args)
     from finetune import commands
 
-    return commands.COMMANDS[args.command](args)
+    return commands.run(args)
 
 
 def _add_rehearsal_arguments(

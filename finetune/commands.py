@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from finetune.errors import BadData, NothingToLearn, UnknownRun
 from finetune.examples import Example, as_pairs, count_one_sided, select_method, settings_for
 from finetune.files import read_examples
 from finetune.notes import explain, why_nothing
+from finetune.processes import World, follow, lead, open_world
 from finetune.progress import ProgressBar
 from finetune.raters import tonights_votes
 from finetune.report import plain
 
 
-def nightly(args: argparse.Namespace) -> int:
+def nightly(args: argparse.Namespace, world: World) -> int:
     """Run the night, or say that it is not due."""
     settings = load_settings(args.home)
     with ExitStack() as stack:
@@ -38,7 +40,8 @@ def nightly(args: argparse.Namespace) -> int:
         if hours > 0:
             result = NightResult("skipped", None, None, (f"The next night is due in {hours:.1f} hours.",))
         else:
-            result = run_nightly(settings, store, method=args.method, progress=stack.enter_context(ProgressBar()))
+            bar = stack.enter_context(ProgressBar())
+            result = run_nightly(settings, store, method=args.method, progress=bar, world=world)
     fields = {"outcome": result.outcome, "run": result.run, "adapter": result.adapter, "reasons": list(result.reasons)}
     if result.outcome == "failed":
         sys.stderr.write(" ".join(result.reasons) + "\n")
@@ -46,7 +49,7 @@ def nightly(args: argparse.Namespace) -> int:
     return 1 if result.outcome == "failed" else 0
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace, world: World) -> int:
     """Train on a file into a folder of its own."""
     settings = load_settings(args.home)
     settings = settings.model_copy(update={"night": settings_for(settings.night, args.method)})
@@ -65,7 +68,7 @@ def train(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
         started = datetime.now(UTC)
         run_id = f"train-{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-        made = train_and_write(base, settings, examples, Path(folder), run_id, bar)
+        made = train_and_write(base, settings, examples, Path(folder), run_id, bar, world)
         if args.out.exists():
             args.out.rmdir()
         os.replace(made.adapter.folder, args.out)
@@ -83,6 +86,7 @@ def train(args: argparse.Namespace) -> int:
         "peak_gb": round(peak_gb(), 2),
         "epochs": epochs,
         "seconds": round(seconds, 2),
+        "resumed_at_step": made.trained.resumed_at_step,
         "pairs": made.pairs,
         "examples": made.examples,
         "loss": made.trained.history[-1]["loss"],
@@ -94,7 +98,7 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def evaluate(args: argparse.Namespace, world: World) -> int:
     """Examine an adapter on a file of preferences or on the held-out votes."""
     settings = load_settings(args.home)
     problems: list[str] = []
@@ -115,12 +119,11 @@ def evaluate(args: argparse.Namespace) -> int:
             )
         folder = _adapter_folder(args.adapter, settings, store)
     from assistant.loading import resolve_base
-    from finetune.workshop import ExaminationRoom
+    from finetune.workshop import open_room
 
     base = resolve_base(settings)
     info: AdapterInfo | None = verify_adapter(folder, base.id) if folder else None
-    with ProgressBar() as bar:
-        room = ExaminationRoom(base, settings, pairs, bar)
+    with ProgressBar() as bar, open_room(base, settings, pairs, bar, world) as room:
         found = room.examine(room.load(info.folder) if info else None)
     numbers = found.numbers()
     notes = explain(considered | room.counts)
@@ -223,16 +226,27 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+COMPUTING: Mapping[str, Callable[[argparse.Namespace, World], int]] = {
     "nightly": nightly,
     "train": train,
     "evaluate": evaluate,
+}
+"""What several processes do together."""
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "adapters": adapters,
     "promote": promote,
     "rollback": rollback,
     "runs": runs,
     "report": report,
 }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a command; of several processes the first one does, and the others help it where they can."""
+    if args.command in COMMANDS:
+        return COMMANDS[args.command](args)
+    with open_world() as world:
+        return follow(world) if world.rank else lead(world, partial(COMPUTING[args.command], args, world))
 
 
 def _open(settings: Settings, stack: ExitStack) -> Store:

@@ -22,8 +22,9 @@ from assistant.presets import PLAIN
 from assistant.settings import SamplingSettings
 from finetune.batches import Encoded, Row, row_key
 from finetune.intervals import share_interval
+from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
-from finetune.reference import TOGETHER, LogpCache, reference_logps
+from finetune.reference import TOGETHER, LogpCache, reference_logps, shared_logps
 from finetune.scoring import row_logps
 
 HERE = Path(__file__).parent
@@ -60,7 +61,12 @@ class FixedReplies:
 
 
 def score_rows(
-    served: ServedModel, pairs: Sequence[Encoded], adapter_id: str | None, cache: LogpCache, progress: Progress = silent
+    served: ServedModel,
+    pairs: Sequence[Encoded],
+    adapter_id: str | None,
+    cache: LogpCache,
+    progress: Progress = silent,
+    world: World = ALONE,
 ) -> RowLogps:
     """Compute every completion's log-probability under one adapter; the base's are cached for all nights.
 
@@ -70,18 +76,20 @@ def score_rows(
         adapter_id: a loaded adapter, or None for the bare base.
         cache: of this base in the served form.
         progress: told as rows are done.
+        world: who computes a part of it.
     """
     rows = [row for pair in pairs for row in pair.rows]
     phase = f"examine {adapter_id or 'base'}"
     with served.adapters.use(adapter_id), served.as_decoded():
         if adapter_id is None:
-            return reference_logps(served.model, rows, cache, progress, phase)
+            return reference_logps(served.model, rows, cache, progress, phase, world)
         distinct: dict[str, Row] = {row_key(row): row for row in rows}
         scored: RowLogps = {}
         keys = list(distinct)
-        for start in range(0, len(keys), TOGETHER):
-            part = keys[start : start + TOGETHER]
-            scored |= dict(zip(part, row_logps(served.model, [distinct[key] for key in part]), strict=True))
+        together = TOGETHER * world.size
+        for start in range(0, len(keys), together):
+            part = [distinct[key] for key in keys[start : start + together]]
+            scored |= shared_logps(served.model, part, world)
             progress(phase, len(scored), len(keys))
         return scored
 

@@ -8,7 +8,7 @@ Initialisation is PEFT's: A uniform in ±1/√in, B zero.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -61,6 +61,13 @@ class Lora:
             named[f"{PREFIX}{name}.lora_A.weight"] = layer.a.detach().float().cpu().clone()
             named[f"{PREFIX}{name}.lora_B.weight"] = layer.b.detach().float().cpu().clone()
         return named
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the factors to those of `tensors`, by PEFT's names."""
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                layer.a.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"])
+                layer.b.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"])
 
 
 @contextmanager

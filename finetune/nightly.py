@@ -3,7 +3,8 @@
     collect → freeze → train → examine → decide → promote → report
 
 Killed at any point, what was live stays live: the adapter's folder counts once it is whole, and the live
-pointer moves in one transaction of the store. A killed night is marked as crashed by the next one.
+pointer moves in one transaction of the store. A killed night is marked as crashed by the next one, whose training
+goes on where that of the killed one was, if it is the same.
 """
 
 import importlib.metadata
@@ -32,10 +33,11 @@ from finetune.errors import FinetuneError
 from finetune.examples import Method, count_one_sided, settings_for
 from finetune.gate import Decision, Limits, decide
 from finetune.notes import ONE_SIDED, TAKES, explain
+from finetune.processes import ALONE, World
 from finetune.progress import Progress, ProgressLog, silent
 from finetune.raters import tonights_votes
 from finetune.report import plain, write_report
-from finetune.workshop import ExaminationRoom, Findings, TrainingRun, peak_gb, train_and_write
+from finetune.workshop import Findings, TrainingRun, open_room, peak_gb, train_and_write
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class _Night:
     run_id: str
     folder: Path
     progress: Progress
+    world: World
     report: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     adapter_id: str | None = None
@@ -72,7 +75,7 @@ class _Night:
 
 
 def run_nightly(
-    settings: Settings, store: Store, *, method: Method = "auto", progress: Progress = silent
+    settings: Settings, store: Store, *, method: Method = "auto", progress: Progress = silent, world: World = ALONE
 ) -> NightResult:
     """Run one night.
 
@@ -81,6 +84,7 @@ def run_nightly(
         store: its open store.
         method: what to learn from.
         progress: told after each step, besides the run folder's progress.jsonl.
+        world: who computes with this process.
 
     Returns:
         The outcome; only `failed` is a failure. A second night beside a running one is `already-running`.
@@ -90,7 +94,7 @@ def run_nightly(
         with FileLock(settings.home / "night.lock", timeout=0):
             store.registry.mark_crashed_runs()
             store.registry.retire_tainted()
-            return _run_locked(settings, store, method, progress)
+            return _run_locked(settings, store, method, progress, world)
     except Timeout:
         return NightResult("already-running", None, None, ("Another night is running in this home already.",))
 
@@ -104,7 +108,7 @@ def hours_until_due(store: Store, now: datetime) -> float:
     return max(0.0, left.total_seconds() / 3600)
 
 
-def _run_locked(settings: Settings, store: Store, method: Method, progress: Progress) -> NightResult:
+def _run_locked(settings: Settings, store: Store, method: Method, progress: Progress, world: World) -> NightResult:
     settings = settings.model_copy(update={"night": settings_for(settings.night, method)})
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
@@ -112,7 +116,7 @@ def _run_locked(settings: Settings, store: Store, method: Method, progress: Prog
     folder.mkdir(parents=True)
     store.registry.start_run(run_id)
     steps = ProgressLog(folder / "progress.jsonl", progress)
-    night = _Night(settings, store, method, run_id, folder, steps)
+    night = _Night(settings, store, method, run_id, folder, steps, world)
     try:
         return _night(night, now)
     except (FinetuneError, AssistantError, StoreError) as error:
@@ -138,7 +142,7 @@ def _night(night: _Night, now: datetime) -> NightResult:
     items = [TrainItem(int(example.person), example.ids) for example in (*data.train, *data.heldout)]
     night.store.registry.record_training(night.run_id, items)
     live = night.store.registry.live()
-    made = train_and_write(base, settings, data.train, settings.adapters_dir, night.run_id, night.progress)
+    made = train_and_write(base, settings, data.train, settings.adapters_dir, night.run_id, night.progress, night.world)
     _note_training(night, made)
     if made.adapter.id == live.adapter_id:
         return _finish(night, "skipped", "Nothing has changed since the adapter that is live: tonight's is the same.")
@@ -213,6 +217,7 @@ def _note_training(night: _Night, made: TrainingRun) -> None:
         "steps": len(made.trained.history),
         "examples": made.examples,
         "pairs": made.pairs,
+        "resumed_at_step": made.trained.resumed_at_step,
         "seconds": round(made.trained.seconds, 1),
         "peak_gb": round(peak_gb(), 2),
     }
@@ -223,16 +228,16 @@ def _examine(
     night: _Night, base: Base, data: NightData, made: TrainingRun, live: Live
 ) -> tuple[Findings, Findings, Limits]:
     """Measure the candidate and what is live, on the model as it is served."""
-    room = ExaminationRoom(base, night.settings, data.heldout, night.progress)
-    candidate = room.examine(room.load(made.adapter.folder))
-    against: str | None = None
-    if live.adapter_id is not None:
-        try:
-            against = room.load(night.settings.adapters_dir / live.adapter_id)
-        except AdapterError as error:
-            night.report["live_unusable"] = f"Compared with the bare base instead of what is live: {error}"
-    examined = room.examine(against)
-    night.report["live"] = against
+    with open_room(base, night.settings, data.heldout, night.progress, night.world) as room:
+        candidate = room.examine(room.load(made.adapter.folder))
+        against: str | None = None
+        if live.adapter_id is not None:
+            try:
+                against = room.load(night.settings.adapters_dir / live.adapter_id)
+            except AdapterError as error:
+                night.report["live_unusable"] = f"Compared with the bare base instead of what is live: {error}"
+        examined = room.examine(against)
+        night.report["live"] = against
     limits = Limits(
         accuracy_margin=night.settings.night.gate_accuracy_margin,
         perplexity_rise=night.settings.night.gate_perplexity_rise,

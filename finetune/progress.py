@@ -14,7 +14,10 @@ class Progress(Protocol):
     """Called after each step of a phase."""
 
     def __call__(self, phase: str, step: int, total: int, **numbers: float) -> None:
-        """Take note of step `step` of `total`, with that step's numbers."""
+        """Take note of step `step` of `total`, with that step's numbers.
+
+        A phase that goes on after a kill begins with the last step done and the number `resumed_at_step`.
+        """
         ...
 
 
@@ -29,15 +32,18 @@ class ProgressLog:
         self._file = path.open("a", encoding="utf-8")
         self._onward = onward
         self._phase = ""
+        self._before = 0
         self._started = self._last = time.monotonic()
 
     def __call__(self, phase: str, step: int, total: int, **numbers: float) -> None:
         """Write one line at once, so that a page can follow."""
         if phase != self._phase:
             self._phase, self._started = phase, self._last  # a phase begins where the one before it ended
+            self._before = step if "resumed_at_step" in numbers else 0
         self._last = time.monotonic()
         seconds = self._last - self._started
-        eta_s = seconds / step * (total - step) if step else None
+        done = step - self._before
+        eta_s = seconds / done * (total - step) if done else None
         line = {"phase": phase, "step": step, "total": total, "seconds": round(seconds, 3)}
         eta = {"eta_s": None if eta_s is None else round(eta_s, 1)}
         self._file.write(json.dumps({**line, **eta, **numbers}) + "\n")
@@ -75,6 +81,9 @@ class ProgressBar:
     def __call__(self, phase: str, step: int, total: int, **numbers: float) -> None:
         """Move the phase's bar."""
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=total, numbers="")
+            before = step if "resumed_at_step" in numbers else 0
+            self._tasks[phase] = self._bars.add_task(phase, completed=before, total=total, numbers="")
         shown = "  ".join(f"{name} {numbers[name]:.3f}" for name in ("loss", "accuracy", "margin") if name in numbers)
+        if "resumed_at_step" in numbers:
+            shown = f"continues at step {numbers['resumed_at_step']} of {total}"
         self._bars.update(self._tasks[phase], completed=step, total=total, numbers=shown)  # type: ignore[arg-type]

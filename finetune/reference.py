@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from finetune.batches import Row, row_key
+from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
 from finetune.scoring import row_logps
 
@@ -53,24 +54,39 @@ class LogpCache:
 
 
 def reference_logps(
-    model: PreTrainedModel, rows: Sequence[Row], cache: LogpCache, progress: Progress = silent, phase: str = "reference"
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    cache: LogpCache,
+    progress: Progress = silent,
+    phase: str = "reference",
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Give each row's log-probability under the bare base, from the cache where it is known.
 
     Args:
         model: the bare base, no adapter attached or in use.
         rows: prompt and completion ids.
-        cache: of this base in this numeric form.
+        cache: of this base in this numeric form; rank 0's counts, and it alone writes.
         progress: told after every few rows.
         phase: the name progress hears.
+        world: who computes a part of it.
 
     Returns:
         Row key to summed log-probability.
     """
-    missing = list({row_key(row): row for row in rows if cache.get(row) is None}.values())
-    for start in range(0, len(missing), TOGETHER):
-        part = missing[start : start + TOGETHER]
-        cache.record(part, row_logps(model, part))
-        progress(phase, min(start + TOGETHER, len(missing)), len(missing))
+    missing = world.tell(list({row_key(row): row for row in rows if cache.get(row) is None}.values()))
+    together = TOGETHER * world.size
+    for start in range(0, len(missing), together):
+        part = missing[start : start + together]
+        logps = shared_logps(model, part, world)
+        if world.rank == 0:
+            cache.record(part, [logps[row_key(row)] for row in part])
+        progress(phase, start + len(part), len(missing))
     found = {row_key(row): cache.get(row) for row in rows}
-    return {key: logp for key, logp in found.items() if logp is not None}
+    return world.tell({key: logp for key, logp in found.items() if logp is not None})
+
+
+def shared_logps(model: PreTrainedModel, rows: Sequence[Row], world: World) -> dict[str, float]:
+    """Compute rows in shares, for all: row key to summed log-probability."""
+    mine = world.share(rows, lambda row: len(row[0]) + len(row[1]))
+    return world.gather(dict(zip(map(row_key, mine), row_logps(model, mine), strict=True)))

@@ -2,7 +2,8 @@
 
     step loss = Σ w · example loss / Σ w, each example in the loss that fits it (mixture.py)
 
-The result is a function of (base, examples, settings, seed): on a CPU with the same number of threads, bit for bit.
+The result is a function of (base, examples, settings, seed): on a CPU with the same number of threads, bit for bit,
+whether it was killed and went on or not.
 """
 
 import math
@@ -16,9 +17,11 @@ from transformers import PreTrainedModel
 
 from assistant.settings import NightSettings
 from finetune.batches import Encoded, make_batch, micro_batches, plan_steps
+from finetune.checkpoints import Checkpoints
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import Lora, attach_lora
 from finetune.mixture import Sums, add_up, step_divergence
+from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
 from finetune.scoring import batch_token_logps
 
@@ -37,6 +40,9 @@ class Trained:
     history: list[dict[str, float]]
     """One entry a step: loss, accuracy, margin, chosen_logp (of pairs), kl (of thumbs), grad_norm, learning_rate."""
     seconds: float
+    """Of all steps, those before a kill included."""
+    resumed_at_step: int
+    """The first step after a kill; 0 where there was none."""
 
 
 def train_adapter(
@@ -45,6 +51,8 @@ def train_adapter(
     reference: Mapping[str, float],
     night: NightSettings,
     progress: Progress = silent,
+    checkpoints: Checkpoints | None = None,
+    world: World = ALONE,
 ) -> Trained:
     """Train a fresh adapter from the frozen base.
 
@@ -53,11 +61,13 @@ def train_adapter(
         examples: what to learn from.
         reference: row key to the base's log-probability, for every reference row of every example.
         night: rank, alpha, learning_rate, epochs, beta and the other training settings.
-        progress: told after each step.
+        progress: told after each step, and first of all the step done last where a killed training goes on.
+        checkpoints: of this very training, to go on from and to write; None keeps none. Rank 0's alone count.
+        world: who computes a part of each step; all end with the same factors.
 
     Raises:
         NothingToLearn: no example at all.
-        TrainingAborted: a loss, gradient or weight is not finite; names the step.
+        TrainingAborted: a loss, gradient or weight is not finite; names the step, and the examples or the factor.
     """
     if not examples:
         raise NothingToLearn("There is no example to train on. Vote on replies or rewrite some, then train again.")
@@ -65,23 +75,29 @@ def train_adapter(
     model.eval()
     steps = plan_steps(len(examples), night.epochs, night.batch_examples, night.seed)
     history: list[dict[str, float]] = []
+    resumed_at_step = 0
     head = model.get_output_embeddings()
     with attach_lora(model, head, rank=night.rank, alpha=night.alpha, seed=night.seed) as lora:
         optimizer = torch.optim.AdamW(lora.parameters, lr=night.learning_rate, weight_decay=0.0)
-        for number, members in enumerate(steps, 1):
+        if saved := world.tell(checkpoints.newest() if checkpoints else None):
+            saved.restore(lora, optimizer)
+            history, started = saved.history, started - saved.seconds
+            resumed_at_step = len(history) + 1
+            progress("train", len(history), len(steps), resumed_at_step=resumed_at_step)
+        for number, members in enumerate(steps[len(history) :], len(history) + 1):
+            part = [examples[i] for i in members]
             rate = night.learning_rate * schedule(number, len(steps))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            sums = accumulate_gradients(model, [examples[i] for i in members], reference, night)
-            _require_finite(sums.loss, "loss", number)
-            norm = float(torch.nn.utils.clip_grad_norm_(lora.parameters, night.max_grad_norm))
-            _require_finite(norm, "gradient", number)
-            optimizer.step()
-            _require_finite(_magnitude(lora), "adapter's weight", number)
+            sums = accumulate_gradients(model, part, reference, night, world=world)
+            if not math.isfinite(sums.loss):
+                raise _aborted(number, f"the loss of {_not_finite_examples(model, part, reference, night)}")
+            norm = _move(lora, optimizer, rate, night.max_grad_norm, number)
             history.append({**sums.numbers(), "grad_norm": norm, "learning_rate": rate})
+            if checkpoints and number < len(steps):
+                checkpoints.save(history, time.monotonic() - started, lora, optimizer)
             progress("train", number, len(steps), **history[-1])
-        return Trained(lora.tensors(), lora.target_modules, history, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Trained(lora.tensors(), lora.target_modules, history, seconds, resumed_at_step)
 
 
 def accumulate_gradients(
@@ -90,8 +106,9 @@ def accumulate_gradients(
     reference: Mapping[str, float],
     night: NightSettings,
     token_budget: int = TOKEN_BUDGET,
+    world: World = ALONE,
 ) -> Sums:
-    """Add the gradients of one step's loss, micro-batch by micro-batch.
+    """Add the gradients of one step's loss, micro-batch by micro-batch; of several processes each adds its share.
 
     Args:
         model: with a trainable adapter attached.
@@ -99,16 +116,20 @@ def accumulate_gradients(
         reference: row key to the base's log-probability.
         night: the loss settings.
         token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
+        world: who else computes a part; KTO's divergence, of the whole step, is computed by each.
     """
     total_weight = sum(e.weight for e in examples)
     sums = Sums()
     divergence = step_divergence(model, examples, reference, token_budget, sums)
-    for members in micro_batches(examples, token_budget):
+    mine = world.share(examples, lambda e: len(e.completions) * e.width)
+    for members in micro_batches(mine, token_budget):
         batch = make_batch([row for e in members for row in e.rows], model.device)
         logps = batch_token_logps(model, batch)
         loss = add_up(logps, batch, members, reference, divergence, night, sums) / total_weight
         loss.backward()
         sums.loss += float(loss.detach())
+    if world.size > 1:
+        _add_up_ranks(world, model, sums)
     return sums
 
 
@@ -120,13 +141,54 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up + 1)))
 
 
-def _magnitude(lora: Lora) -> float:
-    norms = torch._foreach_norm([p.detach() for p in lora.parameters])
-    return float(torch.stack(norms).max())
+def _add_up_ranks(world: World, model: PreTrainedModel, sums: Sums) -> None:
+    """Make the gradients and the numbers of one step's shares those of the step."""
+    gradients = []
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # None: no example of this share reaches it
+            gradients.append(p.grad)
+    world.add(gradients)
+    numbers = torch.tensor([sums.loss, sums.pairs, sums.right, sums.margin, sums.chosen_logp], dtype=torch.float64)
+    world.add([numbers])
+    sums.loss, sums.pairs, sums.right, sums.margin, sums.chosen_logp = numbers.tolist()
 
 
-def _require_finite(value: float, what: str, step: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingAborted(
-            f"Training stopped at step {step}: the {what} is not finite. Lower the learning rate and train again."
-        )
+def _move(lora: Lora, optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float, step: int) -> float:
+    """Shorten the gradients, move the factors, and return the norm that the gradients had."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    gradients = {name: p.grad for name, p in _factors(lora).items() if p.grad is not None}
+    norm = torch.nn.utils.get_total_norm(gradients.values())
+    if not norm.isfinite():
+        raise _aborted(step, f"the gradient of {_first_not_finite(gradients)}")
+    torch.nn.utils.clip_grads_with_norm_(lora.parameters, max_grad_norm, norm)
+    optimizer.step()
+    if not torch.stack(torch._foreach_norm([p.detach() for p in lora.parameters])).isfinite().all():
+        raise _aborted(step, f"the weight of {_first_not_finite(_factors(lora))}")
+    return float(norm)
+
+
+def _factors(lora: Lora) -> dict[str, Tensor]:
+    layers = lora.layers.items()
+    return {f"{name}.lora_{part}": p for name, layer in layers for part, p in (("A", layer.a), ("B", layer.b))}
+
+
+def _first_not_finite(factors: Mapping[str, Tensor]) -> str:
+    """Name a factor; all of them where each is finite and only their norm is not."""
+    return next((name for name, tensor in factors.items() if not tensor.isfinite().all()), "all factors together")
+
+
+def _not_finite_examples(
+    model: PreTrainedModel, examples: Sequence[Encoded], reference: Mapping[str, float], night: NightSettings
+) -> str:
+    """Name the examples of a step whose loss is not finite; all of them where each is finite alone."""
+    losses = {e.key: accumulate_gradients(model, [e], reference, night).loss for e in examples}
+    keys = [key for key, loss in losses.items() if not math.isfinite(loss)] or list(losses)
+    return f"{len(keys)} of {len(losses)} examples ({', '.join(keys)})"
+
+
+def _aborted(step: int, what: str) -> TrainingAborted:
+    return TrainingAborted(
+        f"Training stopped at step {step}: {what} is not finite. Lower the learning rate and train again."
+    )

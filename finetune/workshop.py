@@ -1,9 +1,11 @@
 """Steps that the night, `train` and `evaluate` share: from examples to an adapter, and from adapters to findings."""
 
 import gc
+import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +16,16 @@ from assistant.adapters import AdapterInfo, write_adapter
 from assistant.loading import Base, ServedModel, load_served, load_tokenizer, load_trainable
 from assistant.local import LocalEngine
 from assistant.prompt import template_hash
-from assistant.settings import Settings
+from assistant.settings import NightSettings, Settings
 from finetune.anchors import anchor_examples
 from finetune.attention import short_rows
 from finetune.batches import Encoded, encode_examples
+from finetune.checkpoints import Checkpoints, keep_checkpoints, training_key
 from finetune.errors import NothingToLearn
 from finetune.evaluate import (
     FixedReplies,
     Preferences,
+    RowLogps,
     answer_fixed_prompts,
     fixed_text_perplexity,
     rank_preferences,
@@ -32,6 +36,7 @@ from finetune.examples import Example
 from finetune.gate import Measures
 from finetune.kto import prepare_thumbs
 from finetune.notes import ONE_SIDED
+from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
 from finetune.reference import LogpCache, reference_logps
 from finetune.train import Trained, train_adapter
@@ -81,6 +86,27 @@ class TrainingRun:
     reference_seconds: float
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A model, and what it is taught."""
+
+    model: PreTrainedModel
+    encoded: list[Encoded]
+    anchors: list[Encoded]
+    reference: dict[str, float]
+    counts: dict[str, int]
+    template: str
+    key: str
+    """Names the training."""
+    seconds: float
+    """That preparing took, reference pass and anchors alone."""
+
+    def train(self, night: NightSettings, progress: Progress, checkpoints: Checkpoints | None, world: World) -> Trained:
+        with short_rows(self.model):
+            taught = [*self.encoded, *self.anchors]
+            return train_adapter(self.model, taught, self.reference, night, progress, checkpoints, world)
+
+
 def train_and_write(
     base: Base,
     settings: Settings,
@@ -88,6 +114,7 @@ def train_and_write(
     adapters_dir: Path,
     run_id: str,
     progress: Progress = silent,
+    world: World = ALONE,
 ) -> TrainingRun:
     """Train a fresh adapter on examples and write its folder.
 
@@ -98,42 +125,66 @@ def train_and_write(
         adapters_dir: where the adapter's folder goes.
         run_id: the run that makes it.
         progress: told after each step.
+        world: who computes with this process.
 
     Raises:
         NothingToLearn, TrainingAborted: no adapter was written.
         ModelUnavailable: the base cannot be had.
     """
+    with world.together(_help_train, base, settings, examples):
+        ready = _prepare(base, settings, examples, progress, world)
+        with keep_checkpoints(settings.cache_dir, ready.key) as checkpoints:
+            trained = ready.train(settings.night, progress, checkpoints, world)
+            adapter = write_adapter(
+                adapters_dir,
+                trained.tensors,
+                rank=settings.night.rank,
+                alpha=settings.night.alpha,
+                target_modules=trained.target_modules,
+                base_id=base.id,
+                base_name=base.name,
+                template_hash=ready.template,
+                run_id=run_id,
+            )
+    pairs, count = sum(len(e.pairs) for e in ready.encoded), len(ready.encoded)
+    run = TrainingRun(adapter, trained, ready.counts, pairs, count, ready.seconds)
+    del ready
+    gc.collect()  # the served form is loaded next; both at once would double the peak
+    return run
+
+
+def _help_train(base: Base, settings: Settings, examples: Sequence[Example], world: World) -> None:
+    _prepare(base, settings, examples, silent, world).train(settings.night, silent, None, world)
+    gc.collect()
+
+
+def _prepare(
+    base: Base, settings: Settings, examples: Sequence[Example], progress: Progress, world: World
+) -> _Prepared:
+    """Load the base, encode the examples, and compute what the losses need of the bare base."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    night = settings.night
     tokenizer = load_tokenizer(base)
     template = template_hash(tokenizer)
     model = load_trainable(base)
-    max_tokens = min(settings.night.max_tokens, context_tokens(model))
-    encoded, counts = encode_for_training(tokenizer, examples, max_tokens, settings.night.seed)
+    max_tokens = min(night.max_tokens, context_tokens(model))
+    encoded, counts = encode_for_training(tokenizer, examples, max_tokens, night.seed)
     form = f"{model.dtype} {model.device.type}".removeprefix("torch.")
     cache = LogpCache(settings.cache_dir, base.id, form, template)
     rows = [row for e in encoded for row in e.reference_rows]
     started = time.monotonic()
-    share = settings.night.anchor_share
-    anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
+    anchors: list[Encoded] = []
+    if world.rank == 0:
+        share = night.anchor_share
+        anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
+    anchors = world.tell(anchors)
     with short_rows(model):
-        reference = reference_logps(model, rows, cache, progress)
-        reference_seconds = time.monotonic() - started
-        trained = train_adapter(model, [*encoded, *anchors], reference, settings.night, progress)
-    del model
-    gc.collect()  # the served form is loaded next; both at once would double the peak
-    adapter = write_adapter(
-        adapters_dir,
-        trained.tensors,
-        rank=settings.night.rank,
-        alpha=settings.night.alpha,
-        target_modules=trained.target_modules,
-        base_id=base.id,
-        base_name=base.name,
-        template_hash=template,
-        run_id=run_id,
-    )
-    return TrainingRun(adapter, trained, counts, sum(len(e.pairs) for e in encoded), len(encoded), reference_seconds)
+        reference = reference_logps(model, rows, cache, progress, world=world)
+    seconds = time.monotonic() - started
+    where = (base.id, form, template, f"{world.size} processes")
+    key = training_key(where, [*encoded, *anchors], reference, night)
+    return _Prepared(model, encoded, anchors, reference, counts, template, key, seconds)
 
 
 def encode_for_training(
@@ -175,9 +226,18 @@ class ExaminationRoom:
         settings: how it is served, and the cache folder.
         pairs: held-out preference pairs.
         progress: told as rows are scored.
+        world: who computes a part of the rows.
     """
 
-    def __init__(self, base: Base, settings: Settings, pairs: Sequence[Example], progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        base: Base,
+        settings: Settings,
+        pairs: Sequence[Example],
+        progress: Progress = silent,
+        world: World = ALONE,
+    ) -> None:
+        self._world = world
         self.served: ServedModel = load_served(base, settings)
         self._settings = settings
         self._progress = progress
@@ -188,8 +248,11 @@ class ExaminationRoom:
         if not self.pairs:
             raise NothingToLearn("Every pair to examine on is longer than the model's context. Give shorter ones.")
         self._cache = served_cache(settings.cache_dir, self.served, template_hash(tokenizer))
-        self._base_rows = score_rows(self.served, self.pairs, None, self._cache, progress)
-        self._base_perplexity = fixed_text_perplexity(self.served, None)
+        self._base_rows = score_rows(self.served, self.pairs, None, self._cache, progress, world)
+        self._folders: dict[str, Path] = {}
+        self._base_perplexity = math.nan
+        if world.rank == 0:
+            self._base_perplexity = fixed_text_perplexity(self.served, None)
 
     def load(self, folder: Path) -> str:
         """Load an adapter.
@@ -197,14 +260,21 @@ class ExaminationRoom:
         Raises:
             AdapterError: it is missing, damaged or for another base.
         """
-        return self.served.adapters.load(folder)
+        adapter_id = self.served.adapters.load(folder)
+        self._folders[adapter_id] = folder
+        return adapter_id
+
+    def score(self, adapter_id: str) -> RowLogps:
+        """Compute the pairs' log-probabilities under a loaded adapter."""
+        return score_rows(self.served, self.pairs, adapter_id, self._cache, self._progress, self._world)
 
     def examine(self, adapter_id: str | None) -> Findings:
-        """Measure a loaded adapter, or the bare base for None."""
+        """Measure a loaded adapter, or the bare base for None; rank 0 does, and asks the others to score with it."""
         rows = self._base_rows
         perplexity = self._base_perplexity
         if adapter_id is not None:
-            rows = score_rows(self.served, self.pairs, adapter_id, self._cache, self._progress)
+            self._world.tell(self._folders[adapter_id])
+            rows = self.score(adapter_id)
             perplexity = fixed_text_perplexity(self.served, adapter_id)
         engine = LocalEngine(self.served, self._settings)  # only now: a running engine owns the model
         try:
@@ -213,6 +283,22 @@ class ExaminationRoom:
             engine.close()
         preferences = rank_preferences(self.pairs, rows, self._base_rows)
         return Findings(preferences, perplexity, self._base_perplexity, replies)
+
+
+@contextmanager
+def open_room(
+    base: Base, settings: Settings, pairs: Sequence[Example], progress: Progress = silent, world: World = ALONE
+) -> Iterator[ExaminationRoom]:
+    """Open the room for rank 0, with all others at hand until the block ends."""
+    with world.together(_help_examine, base, settings, pairs):
+        yield ExaminationRoom(base, settings, pairs, progress, world)
+        world.tell(None)
+
+
+def _help_examine(base: Base, settings: Settings, pairs: Sequence[Example], world: World) -> None:
+    room = ExaminationRoom(base, settings, pairs, silent, world)
+    while folder := world.tell(None):
+        room.score(room.load(folder))
 
 
 def peak_gb() -> float:

@@ -276,6 +276,31 @@ def test_a_night_is_due_a_day_after_the_last_one_that_ended(settings: Settings, 
     assert hours_until_due(store, now + timedelta(hours=25)) == 0
 
 
+def test_what_a_killed_training_left_goes_with_the_next_one_once_somebody_was_erased(
+    settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    """The checkpoints were made from their words, though they hold none; other votes make another training."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(phase: str, step: int, total: int, **numbers: float) -> None:
+        if phase == "train":
+            raise Killed
+
+    settings = settings.model_copy(update={"cache": tmp_path / "cache"})
+    add_votes(store)
+    fill_store(store, ["Where does Zanzibar lie?"], person="ana")
+    with pytest.raises(Killed):
+        run_nightly(settings, store, progress=kill)
+    [left] = (tmp_path / "cache" / "checkpoints").iterdir()
+    assert len(list(left.iterdir())) == 2 and all(b"Zanzibar" not in path.read_bytes() for path in left.iterdir())
+    erase_user(store, "ana")
+    result = run_nightly(settings, store)
+    assert report_of(settings, result)["training"]["resumed_at_step"] == 0
+    assert not list((tmp_path / "cache" / "checkpoints").iterdir())
+
+
 KILLED_NIGHT = """
 import os, signal, sys
 from assistant.settings import Settings
@@ -324,4 +349,5 @@ def test_a_night_killed_at_any_point_leaves_a_live_adapter_and_the_next_night_ru
     after = run_nightly(settings, store)
     assert after.outcome == ("skipped" if (phase, step) == ("promote", 1) else "promoted")
     assert after.adapter == store.registry.live().adapter_id != before.adapter
+    assert (report_of(settings, after)["training"]["resumed_at_step"] > 1) == (phase == "train")
     assert [run.state for run in store.registry.runs()] == ["done", "crashed", "done"]

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ import torch
 from assistant.adapters import load_tensors, write_adapter
 from assistant.lora import AdapterBank
 from assistant.settings import NightSettings
+from finetune import train
 from finetune.attention import SHORT, short_rows
 from finetune.batches import Encoded, make_batch, micro_batches, plan_steps, row_key
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import attach_lora
+from finetune.mixture import Sums
 from finetune.reference import LogpCache, reference_logps
 from finetune.scoring import batch_token_logps, row_logps
 from finetune.train import accumulate_gradients, schedule, train_adapter
@@ -159,16 +162,50 @@ def test_log_probabilities_equal_those_of_the_whole_logits() -> None:
 
 
 @pytest.mark.parametrize("poison", ["reference", "base"])
-def test_a_number_that_is_not_finite_stops_the_training_and_names_the_step(poison: str) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step_and_the_examples(poison: str) -> None:
     model, examples = tiny_model(), encoded(8)
     reference = reference_of(model, examples)
+    culprit = examples[plan_steps(8, 2, 4, 0)[1][0]]
     if poison == "base":
         model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.inf
+        said = r"step 1: the loss of 4 of 4 examples \("
     else:
-        reference[row_key(examples[plan_steps(8, 2, 4, 0)[1][0]].rows[0])] = math.nan
-    with pytest.raises(TrainingAborted, match="step 1" if poison == "base" else "step 2"):
+        reference[row_key(culprit.rows[0])] = math.nan
+        said = rf"step 2: the loss of 1 of 4 examples \({culprit.key}\) is not finite"
+    with pytest.raises(TrainingAborted, match=said):
         train_adapter(model, examples, reference, NIGHT)
     assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("what", ["gradient", "weight"])
+def test_a_gradient_or_weight_that_is_not_finite_is_named_by_its_layer(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, examples = tiny_model(), encoded(8)
+
+    def poisoned(*args: Any, **named: Any) -> Sums:
+        sums = accumulate_gradients(*args, **named)
+        factor = model.model.layers[1].self_attn.v_proj.b
+        (factor.grad if what == "gradient" else factor.data)[3, 1] = math.inf
+        return sums
+
+    monkeypatch.setattr(train, "accumulate_gradients", poisoned)
+    with pytest.raises(TrainingAborted, match=rf"step 1: the {what} of model\.layers\.1\.self_attn\.v_proj\.lora_B is"):
+        train_adapter(model, examples, reference_of(model, examples), NIGHT)
+
+
+def test_a_gradient_whose_norm_alone_is_not_finite_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = tiny_model(), encoded(8)
+
+    def enormous(*args: Any, **named: Any) -> Sums:
+        sums = accumulate_gradients(*args, **named)
+        for layer in model.model.layers:
+            layer.mlp.up_proj.b.grad.fill_(3e38)
+        return sums
+
+    monkeypatch.setattr(train, "accumulate_gradients", enormous)
+    with pytest.raises(TrainingAborted, match="the gradient of all factors together"):
+        train_adapter(model, examples, reference_of(model, examples), NIGHT)
 
 
 def test_a_learning_rate_that_explodes_stops_the_training() -> None:
