@@ -104,9 +104,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def load_trainable(base: Base) -> PreTrainedModel:
-    """Load the frozen base in bf16, on the GPU if there is one, ready to carry an adapter in training."""
+    """Load the frozen base in bf16, or in the 4 bits its folder holds, ready to carry an adapter in training."""
     model = _load(base)
     model.requires_grad_(False)
+    _keep_gradients(model)
     model.config.use_cache = False
     model.eval()
     return model
@@ -151,12 +152,26 @@ def _load(base: Base) -> PreTrainedModel:
     """Load in bf16 on the best device."""
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=torch.bfloat16, local_files_only=True, attn_implementation="sdpa"
+            base.folder, dtype=torch.bfloat16, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelUnavailable(f"The weights of {base.name} cannot be read ({type(error).__name__}).") from error
     torch.nn.Module.to(model, best_device())
     return model
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """Forbid bitsandbytes' 4-bit layers to repack their weights for the CPU in the first forward without gradient.
+
+    The packed form has no backward: on a CPU with AVX512-BF16 every later gradient would be lost without a word.
+    """
+    if not (model.config.to_dict().get("quantization_config") or {}).get("load_in_4bit"):
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load_bitsandbytes(base: Base, form: Quantization) -> PreTrainedModel:
@@ -173,7 +188,6 @@ def _load_bitsandbytes(base: Base, form: Quantization) -> PreTrainedModel:
         dtype=torch.bfloat16,
         quantization_config=config,
         local_files_only=True,
-        attn_implementation="sdpa",
         device_map={"": best_device()},
     )
     return model

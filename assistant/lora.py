@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from assistant.adapters import load_tensors, verify_adapter
 from assistant.errors import AdapterDamaged
@@ -31,14 +32,15 @@ class AdapterBank:
         base_id: adapters of other bases are refused.
     """
 
-    def __init__(self, model: nn.Module, base_id: str) -> None:
+    def __init__(self, model: PreTrainedModel, base_id: str) -> None:
         self.base_id = base_id
         self.current: Factors | None = None
         self.loaded: dict[str, Factors] = {}
         self.layers: dict[str, AdaptedLinear] = {}
+        head = model.get_output_embeddings()
         for parent_name, parent in list(model.named_modules()):
             for child_name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear) and child_name != "lm_head":
+                if isinstance(child, nn.Linear) and child is not head:
                     name = f"{parent_name}.{child_name}" if parent_name else child_name
                     self.layers[name] = AdaptedLinear(child, name, self)
                     parent.register_module(child_name, self.layers[name])

@@ -16,6 +16,8 @@ from assistant.engine import Message
 from assistant.errors import PromptTooLong
 
 ROLES = ("system", "user", "assistant")
+PROBE = "nightschool"
+"""A system text that no template writes by itself."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class FittedPrompt:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Turn a conversation into the ids after which the model writes its reply.
 
-    A template that knows no system role gets the system text in front of the first user message.
+    Where the template knows no system role, the system text goes in front of the first user message.
 
     Raises:
         ValueError: a role is none of system, user, assistant (a role is never taken from a person's text).
@@ -38,12 +40,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     for message in messages:
         if message["role"] not in ROLES:
             raise ValueError(f"A message has the role {message['role']!r}; use system, user or assistant.")
-    try:
-        return _apply_template(tokenizer, messages)
-    except TemplateError:
-        if not messages or messages[0]["role"] != "system":
-            raise
-        return _apply_template(tokenizer, _without_system_role(messages))
+    if messages and messages[0]["role"] == "system" and not _knows_system_role(tokenizer):
+        messages = _without_system_role(messages)
+    return _apply_template(tokenizer, messages)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -93,7 +92,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     question: Message = {"role": "user", "content": "a"}
     answer: Message = {"role": "assistant", "content": "b"}
     whole = _apply_template(tokenizer, [question, answer], add_generation_prompt=False)
-    specials = set(tokenizer.all_special_ids)
+    specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     last_text = max((i for i, token in enumerate(whole) if token in _encode_text(tokenizer, "b")), default=0)
     after = [token for token in whole[last_text + 1 :] if token in specials]
     return int(after[0] if after else tokenizer.eos_token_id)
@@ -120,6 +119,15 @@ def _apply_template(
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def _knows_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes a system message out; some refuse it, some leave it out without a word."""
+    question = [{"role": "system", "content": PROBE}, {"role": "user", "content": "a"}]
+    try:
+        return PROBE in str(tokenizer.apply_chat_template(question, tokenize=False))
+    except TemplateError:
+        return False
 
 
 def _without_system_role(messages: Sequence[Message]) -> list[Message]:

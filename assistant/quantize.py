@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 GROUP = 32
 
@@ -123,17 +124,18 @@ def can_be_int4(linear: nn.Linear) -> bool:
     )
 
 
-def exchange_for_integers(model: nn.Module) -> RowLimit | None:
+def exchange_for_integers(model: PreTrainedModel) -> RowLimit | None:
     """Exchange every linear layer that can be for its 4-bit form and the head for its 8-bit form, in place.
 
     Returns:
         The row limit all of them read, or None where no layer could be exchanged.
     """
     limit, exchanged = RowLimit(), False
+    head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and can_be_int4(child):
-                exchange = Int8Head.from_linear if name == "lm_head" else Int4Linear.from_linear
+                exchange = Int8Head.from_linear if child is head else Int4Linear.from_linear
                 parent.register_module(name, exchange(child, limit))
                 exchanged = True
     return limit if exchanged else None

@@ -1,14 +1,17 @@
 """Examples to token rows, and rows to batches. Text becomes tokens in assistant.prompt, as in serving.
 
-Rows are padded on the right and carry no mask: in a causal model no token looks at what follows it. A
-step's examples are sorted by length and cut into micro-batches by a token budget; losses are divided by
-the weight of the whole step, so the cut changes no gradient.
+The completions of one prompt may share a row: prompt, then one completion after the other, each at the positions
+it would have alone and looking at the prompt and itself. Rows are padded on the right, and those of one completion
+carry no mask: in a causal model no token looks at what follows it. A step's examples are sorted by length and cut
+into micro-batches by a token budget; losses are divided by the weight of the whole step, so that neither the cut
+nor the sharing changes a gradient.
 """
 
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +22,26 @@ from assistant.errors import PromptTooLong
 from assistant.prompt import count_control_tokens, encode_completion, fit_prompt
 from finetune.examples import Example, ordered_pairs
 
-Row = tuple[tuple[int, ...], tuple[int, ...]]
+Ids = tuple[int, ...]
+
+Row = tuple[Ids, Ids]
 """Prompt ids and completion ids."""
+
+SharedRow = tuple[Ids, ...]
+"""Prompt ids, then the ids of each completion; with one completion a Row."""
+
+
+class Sharing(NamedTuple):
+    """Which completions of one prompt may share a row."""
+
+    tokens: int
+    """Longest shared row; 0 where none may."""
+    reach: int
+    """Longest prompt with one completion: beyond it a model's attention no longer reaches its first token."""
+
+
+ALONE = Sharing(0, 0)
+"""Every completion in a row of its own."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +102,44 @@ class Encoded:
         """Tokens of its longest row."""
         return len(self.prompt) + max(len(c) for c in self.completions)
 
+    def shares(self, sharing: Sharing) -> bool:
+        """Whether it has several completions and they share a row in training."""
+        tokens = len(self.prompt) + sum(map(len, self.completions))
+        return len(self.completions) > 1 and self.width <= sharing.reach and tokens <= sharing.tokens
+
+    def packed(self, sharing: Sharing) -> Sequence[SharedRow]:
+        """Its rows in training."""
+        return [(self.prompt, *self.completions)] if self.shares(sharing) else self.rows
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows and where their completions are predicted."""
+    """Padded rows and where their C completions are predicted."""
 
     input_ids: Tensor
     """(R, T)"""
     rows: Tensor
     """(N,) the row of each completion token."""
     columns: Tensor
-    """(N,) the position that predicts it: one to its left."""
+    """(N,) the position that predicts it: one to its left, or the prompt's last."""
     targets: Tensor
     """(N,) its id."""
+    owners: Tensor
+    """(C,) the row that holds each completion, in the order of the examples' completions."""
+    ends: Tensor
+    """(C,) the position of each completion's last token in its row."""
+    completion: Tensor
+    """(N,) the completion that each token belongs to."""
+    positions: Tensor | None = None
+    """(R, T) what the model takes for each token's place; None where that is its column."""
+    mask: Tensor | None = None
+    """(R, 1, T, T) whether a token looks at another; None where it looks at all before it."""
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Give the arguments of the model's forward."""
+        if self.positions is None or self.mask is None:
+            return {"input_ids": self.input_ids}
+        return {"input_ids": self.input_ids, "position_ids": self.positions, "attention_mask": self.mask}
 
 
 def encode_examples(
@@ -158,21 +204,48 @@ def _splits_badly(
     )
 
 
-def make_batch(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+def make_batch(rows: Sequence[SharedRow], device: torch.device | str = "cpu") -> Batch:
     """Pad rows on the right and note where each completion token is predicted."""
-    width = max(len(prompt) + len(completion) for prompt, completion in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    row_of: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
-    for index, (prompt, completion) in enumerate(rows):
-        ids = prompt + completion
-        input_ids[index, : len(ids)] = torch.tensor(ids)
-        row_of += [index] * len(completion)
-        columns += range(len(prompt) - 1, len(ids) - 1)
-        targets += completion
-    index_tensors = [torch.tensor(values, device=device) for values in (row_of, columns, targets)]
-    return Batch(input_ids.to(device), *index_tensors)
+    input_ids = torch.zeros(len(rows), _widest(rows), dtype=torch.long)
+    found: list[tuple[int, int, int, int]] = []  # row, column, target, completion of each token
+    spans: list[tuple[int, int]] = []  # row and end of each completion
+    for index, (prompt, *completions) in enumerate(rows):
+        start = len(prompt)
+        for ids in completions:
+            columns = [len(prompt) - 1, *range(start, start + len(ids) - 1)]
+            found += [(index, *at, len(spans)) for at in zip(columns, ids, strict=True)]
+            start += len(ids)
+            spans.append((index, start - 1))
+        input_ids[index, :start] = torch.tensor([token for part in rows[index] for token in part])
+    row, column, target, completion = torch.tensor(found, device=device).T
+    owners, ends = torch.tensor(spans, device=device).T
+    batch = Batch(input_ids.to(device), row, column, target, owners, ends, completion)
+    if all(len(parts) == 2 for parts in rows):
+        return batch
+    return replace(batch, **_positions_and_mask(rows, input_ids.shape[1], device))
+
+
+def _positions_and_mask(rows: Sequence[SharedRow], width: int, device: torch.device | str) -> dict[str, Tensor]:
+    """Let each completion follow the prompt; padding passes for the end of a row's last one, which nobody looks at."""
+    part = torch.zeros(len(rows), width, dtype=torch.long)  # 0 in the prompt, then 1 … K
+    positions = torch.zeros_like(part)
+    for index, (prompt, *completions) in enumerate(rows):
+        start = len(prompt)
+        positions[index, :start] = torch.arange(start)
+        for number, ids in enumerate(completions, 1):
+            part[index, start:] = number
+            positions[index, start : start + len(ids)] = torch.arange(len(prompt), len(prompt) + len(ids))
+            start += len(ids)
+    looks = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])  # (R, T, T)
+    return {"positions": positions.to(device), "mask": looks.tril()[:, None].to(device)}
+
+
+def _width(row: SharedRow) -> int:
+    return sum(map(len, row))
+
+
+def _widest(rows: Sequence[SharedRow]) -> int:
+    return max(map(_width, rows))
 
 
 def plan_steps(count: int, epochs: int, batch_examples: int, seed: int) -> list[list[int]]:
@@ -185,26 +258,30 @@ def plan_steps(count: int, epochs: int, batch_examples: int, seed: int) -> list[
     return steps
 
 
-def micro_batches(examples: Sequence[Encoded], token_budget: int) -> list[list[Encoded]]:
-    """Cut examples, sorted by length, so that padded tokens stay within the budget; one example at least."""
+def micro_batches(examples: Sequence[Encoded], token_budget: int, sharing: Sharing = ALONE) -> list[list[Encoded]]:
+    """Cut examples, sorted by length, so that padded tokens stay within the budget; one example at least.
+
+    Shared rows stand apart from rows of one completion, which need no mask; the mask knows no sliding window.
+    """
     batches: list[list[Encoded]] = []
-    current: list[Encoded] = []
-    rows = width = 0
-    for example in sorted(examples, key=lambda e: (e.width, e.key)):
-        rows, width = rows + len(example.completions), max(width, example.width)
-        if current and rows * width > token_budget:
-            batches.append(current)
-            current, rows, width = [], len(example.completions), example.width
-        current.append(example)
-    return [*batches, current] if current else batches
+    for shared in (False, True):
+        count = 0
+        sized = [(_widest(e.packed(sharing)), e.key, e) for e in examples if e.shares(sharing) is shared]
+        for width, _, example in sorted(sized, key=lambda s: s[:2]):
+            rows = len(example.packed(sharing))
+            count += rows
+            if count == rows or count * width > token_budget:
+                batches.append([])
+                count = rows
+            batches[-1].append(example)
+    return batches
 
 
 def micro_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
     """Cut single rows, sorted by length, so that padded tokens stay within the budget; one row at least."""
     batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda r: (len(r[0]) + len(r[1]), r)):
-        width = len(row[0]) + len(row[1])
-        if not batches or (len(batches[-1]) + 1) * width > token_budget:
+    for row in sorted(rows, key=lambda r: (_width(r), r)):
+        if not batches or (len(batches[-1]) + 1) * _width(row) > token_budget:
             batches.append([])
         batches[-1].append(row)
     return batches

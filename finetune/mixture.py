@@ -61,13 +61,13 @@ class Scored(NamedTuple):
     """Completions of a micro-batch, and where each member's begin."""
 
     sequence: Tensor
-    """(R,) log π, summed over tokens."""
+    """(C,) log π, summed over tokens."""
     known: Tensor
-    """(R,) log ref; NaN where nobody needs it."""
+    """(C,) log ref; NaN where nobody needs it."""
     tokens: Tensor
-    """(R,) completion lengths."""
+    """(C,) completion lengths."""
     firsts: list[int]
-    """The first row of each member."""
+    """The first completion of each member."""
 
     def compared(self, better: list[int], worse: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what every pair loss takes first: policy chosen and rejected, reference chosen and rejected."""
@@ -96,7 +96,7 @@ def step_divergence(
     policy, known = [], []
     for rows in micro_rows([row for e in examples for row in e.mismatch], token_budget):
         batch = make_batch(rows, model.device)
-        policy.append(sum_by_row(batch_token_logps(model, batch), batch.rows, len(rows)))
+        policy.append(sum_by_row(batch_token_logps(model, batch), batch.completion, len(rows)))
         known += [reference.get(row_key(row), math.nan) for row in rows]
     scores = torch.cat(policy) if policy else torch.zeros(0, device=model.device)
     divergence = kto_divergence(scores, torch.tensor(known, device=model.device))
@@ -118,7 +118,7 @@ def add_up(
     Args:
         logps: (N,) of every completion token.
         batch: where they belong.
-        members: the examples, in the order of the batch's rows.
+        members: the examples, in the order of the batch's completions.
         reference: row key to the base's log-probability.
         divergence: KTO's z of the step.
         night: the loss settings.
@@ -126,11 +126,11 @@ def add_up(
     """
     rows = [row for e in members for row in e.rows]
     firsts = list(accumulate((len(e.completions) for e in members[:-1]), initial=0))
-    loss = _imitation(token_mean_nll(logps, batch.rows, len(rows)), members, firsts, night.nll_weight)
+    loss = _imitation(token_mean_nll(logps, batch.completion, len(rows)), members, firsts, night.nll_weight)
     if not any(e.reference_rows for e in members):
         return loss
     scored = Scored(
-        sequence=sum_by_row(logps, batch.rows, len(rows)),
+        sequence=sum_by_row(logps, batch.completion, len(rows)),
         known=torch.tensor([reference.get(row_key(row), math.nan) for row in rows], device=logps.device),
         tokens=torch.tensor([len(completion) for _, completion in rows], device=logps.device),
         firsts=firsts,

@@ -1,4 +1,9 @@
-"""Log-probabilities of rows under a causal model: the one forward that training, reference and examination share."""
+"""Log-probabilities of rows under a causal model: the one forward that training, reference and examination share.
+
+Two shortcuts are taken where a model is known to allow them: the head is applied to completion positions only, and
+the completions of one prompt share a row. Every other model runs its own forward over separate rows, whatever it
+does with its logits and its attention: slower, and right.
+"""
 
 from collections.abc import Sequence
 
@@ -6,29 +11,58 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune.batches import Batch, Row, make_batch
-from finetune.errors import FinetuneError
+from finetune.attention import MASKED
+from finetune.batches import ALONE, Batch, Row, Sharing, make_batch
 from finetune.losses import token_logps
+
+KNOWN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "smollm3"}
+"""Their logits are their head's output, and a mask and positions are all that order means to them; tested for each."""
+CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
+
+
+def is_known(model: PreTrainedModel) -> bool:
+    """Whether the shortcuts hold for a model."""
+    config = model.config.to_dict()
+    return config["model_type"] in KNOWN_FAMILIES and not any(config.get(cap) for cap in CAPS)
+
+
+def how_to_share(model: PreTrainedModel) -> Sharing:
+    """Decide which completions may share a row: none of an unknown model, nor where a sliding window would cut.
+
+    Nor those of more than 1,024 tokens together: their (heads, T, T) scores take memory for little. Measured on two
+    cores, a step is 1.4 times as fast with 200 + 2 × 100 tokens in a row, 1.8 times with 300 + 4 × 120, but 1.3 times
+    with 300 + 4 × 300, for 1.1 GB more.
+    """
+    if not is_known(model):
+        return ALONE
+    window = model.config.to_dict().get("sliding_window")
+    return Sharing(MASKED, MASKED if window is None else window)
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Compute the last layer's hidden states of a batch: (R, T, H)."""
+    hidden: Tensor = model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
+    return hidden
 
 
 def batch_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Compute the log-probability of every completion token of a batch.
 
     Args:
-        model: any causal language model whose logits are its head's output.
+        model: any causal language model.
         batch: R rows of T tokens.
 
     Returns:
         (N,) float32, in the order of batch.targets.
-
-    Raises:
-        FinetuneError: the model caps its logits; leaving the cap out would train on other probabilities
-            than it answers with.
     """
-    if model.config.to_dict().get("final_logit_softcapping"):
-        raise FinetuneError("Models that cap their logits cannot be trained here yet. Choose another model.")
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (R, T, H)
-    return token_logps(hidden[batch.rows, batch.columns], model.get_output_embeddings(), batch.targets)
+    if is_known(model):
+        hidden = hidden_states(model, batch)[batch.rows, batch.columns]
+        return token_logps(hidden, model.get_output_embeddings(), batch.targets)
+    first = int(batch.columns.min())
+    kept = batch.input_ids.shape[1] - first
+    logits = model(**batch.inputs(), use_cache=False, logits_to_keep=kept).logits  # (R, kept, V)
+    logps: Tensor = logits[batch.rows, batch.columns - first].float().log_softmax(dim=-1)
+    return logps.gather(1, batch.targets[:, None])[:, 0]
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from finetune.lora import Lora, attach_lora
 from finetune.mixture import Sums, add_up, step_divergence
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
-from finetune.scoring import batch_token_logps
+from finetune.scoring import batch_token_logps, how_to_share
 
 TOKEN_BUDGET = 1024
 """Padded tokens of one micro-batch: bounds the memory of activations; more brought no speed on two cores."""
@@ -121,9 +121,10 @@ def accumulate_gradients(
     total_weight = sum(e.weight for e in examples)
     sums = Sums()
     divergence = step_divergence(model, examples, reference, token_budget, sums)
+    sharing = how_to_share(model)
     mine = world.share(examples, lambda e: len(e.completions) * e.width)
-    for members in micro_batches(mine, token_budget):
-        batch = make_batch([row for e in members for row in e.rows], model.device)
+    for members in micro_batches(mine, token_budget, sharing):
+        batch = make_batch([row for e in members for row in e.packed(sharing)], model.device)
         logps = batch_token_logps(model, batch)
         loss = add_up(logps, batch, members, reference, divergence, night, sums) / total_weight
         loss.backward()

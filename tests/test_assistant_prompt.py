@@ -11,6 +11,9 @@ from tests.tiny import CHATML, tiny_tokenizer
 REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 
 
+IGNORES_SYSTEM = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}")
+
+
 def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
@@ -43,10 +46,18 @@ def test_prompt_and_completion_together_are_the_conversation_as_the_template_wri
     assert tokenizer.decode(ids) == "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\nc d<|im_end|>"
 
 
-def test_a_template_without_system_role_gets_the_text_in_front_of_the_first_message() -> None:
-    tokenizer = tiny_tokenizer(REFUSES_SYSTEM)
+@pytest.mark.parametrize("template", [REFUSES_SYSTEM, IGNORES_SYSTEM])
+def test_a_template_without_system_role_gets_the_text_in_front_of_the_first_message(template: str) -> None:
+    tokenizer = tiny_tokenizer(template)
     ids = encode_prompt(tokenizer, [{"role": "system", "content": "be kind"}, user("hello")])
     assert "user\nbe kind\n\nhello" in tokenizer.decode(ids)
+
+
+def test_the_end_of_a_turn_is_found_though_the_tokenizer_has_no_name_for_it() -> None:
+    """Phi and Llama 3 end a turn with a token that is neither eos nor listed as special by name."""
+    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}<|endoftext|>"
+    tokenizer = tiny_tokenizer(template, ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"], "<|endoftext|>")
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|end|>") != tokenizer.eos_token_id
 
 
 def test_an_unknown_role_is_refused() -> None:

@@ -1,5 +1,6 @@
 """A tiny random Llama with a byte-level tokenizer, made on the spot: everything a model has, in milliseconds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,19 +13,23 @@ CHATML = (
 )
 
 
-def tiny_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """Make a byte-level tokenizer with ChatML's control tokens."""
+def tiny_tokenizer(
+    template: str = CHATML,
+    specials: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    eos: str = "<|im_end|>",
+) -> PreTrainedTokenizerFast:
+    """Make a byte-level tokenizer with a family's control tokens, ChatML's by default."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         ["the student asks the teacher a question about the number of apples"] * 4,
-        trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False
+        ),
     )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    wrapped.add_special_tokens({"additional_special_tokens": specials[:2]})
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=eos)
     wrapped.chat_template = template
     return wrapped
 
