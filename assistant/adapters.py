@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, TENSORS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
+REWARD_MANIFEST = "reward.json"
+"""Stands in a reward model's folder, around its adapter; finetune/reward_folder.py writes it."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,12 @@ def read_adapter_id(folder: Path) -> str:
     """Read the id that an adapter's folder gives itself, whatever the folder is called; nothing else is checked.
 
     Raises:
-        AdapterMissing: it is no adapter's folder.
+        AdapterMissing: it is no adapter's folder, or a reward model's: its adapter was never taught to answer.
     """
+    if any((place / REWARD_MANIFEST).is_file() for place in (folder, folder.parent)):
+        raise AdapterMissing(
+            f"{folder} is a reward model: it scores replies and writes none. Give an adapter's folder."
+        )
     try:
         return str(json.loads((folder / MANIFEST).read_text())["id"])
     except (OSError, ValueError, KeyError, TypeError) as error:

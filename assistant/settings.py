@@ -79,6 +79,10 @@ class NightSettings(BaseModel):
     """Weight of the token-mean NLL of the chosen reply of a pair, and of the best of a ranking."""
     kto_weight: float = Field(1.0, ge=0)
     """Weight of the loss of a thumb (KTO)."""
+    reward_learning_rate: float = Field(1e-4, gt=0)
+    """Highest learning rate of a reward model."""
+    reward_epochs: int = Field(1, ge=1)
+    """How often a reward model sees each pair and ranking; it overfits soon."""
     anchor_share: float = Field(0.6, ge=0)
     """Anchors for each example: the base's own plain replies, so that what nobody voted on stays as it was."""
     batch_examples: int = Field(8, ge=1)

@@ -10,12 +10,13 @@ from pathlib import Path
 from assistant.console import fail
 from assistant.errors import AssistantError
 from finetune.errors import FinetuneError
-from finetune.examples import METHODS
+from finetune.examples import METHODS, NIGHT_METHODS
 
 METHOD_HELP = (
     "what to learn from, and how: auto (all votes, each in the loss that fits), sft (demonstrations), dpo, ipo, robust "
     "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone)"
 )
+REWARD_HELP = "; reward (pairs and rankings) gives a reward model, which scores replies and writes none"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,20 +31,25 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
     nightly = add("nightly", "Run the whole night: collect, train, examine, decide, promote, report.")
-    nightly.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP)
+    nightly.add_argument("--method", choices=NIGHT_METHODS, default="auto", help=METHOD_HELP)
     nightly.add_argument("--if-due", action="store_true", help="do nothing within 24 hours of the last night")
 
     train = add(
         "train",
         "Train an adapter on a file of votes of any kind: preferences, comparisons, rankings, thumbs, demonstrations.",
     )
-    train.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP)
+    train.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP + REWARD_HELP)
     train.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="JSON lines to learn from")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the adapter")
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="new folder for the adapter or reward model"
+    )
     train.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of stopping")
 
-    evaluate = add("evaluate", "Examine an adapter: preference accuracy with interval, perplexity, fixed prompts.")
-    evaluate.add_argument("adapter", metavar="ADAPTER", help="an id, a folder, live or base")
+    evaluate = add(
+        "evaluate",
+        "Examine an adapter: preference accuracy with interval, perplexity, fixed prompts. Or a reward model.",
+    )
+    evaluate.add_argument("adapter", metavar="ADAPTER", help="an id, a folder, live, base, or a reward model's folder")
     evaluate.add_argument(
         "--data", type=Path, metavar="FILE.jsonl", help="preferences, comparisons or rankings (else the held-out votes)"
     )

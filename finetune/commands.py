@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from assistant.adapters import AdapterInfo, verify_adapter
+from assistant.adapters import REWARD_MANIFEST, AdapterInfo, verify_adapter
 from assistant.errors import AdapterMissing
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
@@ -60,14 +60,17 @@ def train(args: argparse.Namespace, world: World) -> int:
     examples = select_method(votes.examples, args.method)
     if not examples:
         raise NothingToLearn(f"{args.data}: {why_nothing(votes.examples, args.method, votes.counts['ties'])}")
+    run_id = f"train-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    if args.method == "reward":
+        from finetune import reward_command
+
+        return reward_command.train(args, settings, examples, votes.counts, problems, run_id)
     from assistant.loading import resolve_base
     from finetune.workshop import peak_gb, train_and_write
 
     base = resolve_base(settings)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
-        started = datetime.now(UTC)
-        run_id = f"train-{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         made = train_and_write(base, settings, examples, Path(folder), run_id, bar, world)
         if args.out.exists():
             args.out.rmdir()
@@ -99,7 +102,7 @@ def train(args: argparse.Namespace, world: World) -> int:
 
 
 def evaluate(args: argparse.Namespace, world: World) -> int:
-    """Examine an adapter on a file of preferences or on the held-out votes."""
+    """Examine an adapter or a reward model on a file of preferences or on the held-out votes."""
     settings = load_settings(args.home)
     problems: list[str] = []
     considered: dict[str, int] = {}
@@ -118,6 +121,10 @@ def evaluate(args: argparse.Namespace, world: World) -> int:
                 "Compare some replies, or give --data FILE.jsonl."
             )
         folder = _adapter_folder(args.adapter, settings, store)
+    if folder is not None and (folder / REWARD_MANIFEST).is_file():
+        from finetune import reward_command
+
+        return reward_command.evaluate(args, settings, folder, pairs, considered, problems)
     from assistant.loading import resolve_base
     from finetune.workshop import open_room
 

@@ -3,6 +3,7 @@
 FinetuneError             all seen by the operator
 ├── BadData               a file of examples cannot be used as it is
 ├── NothingToLearn        too little or nothing to train on or to examine with
+├── BadReward             a reward model's folder may not be used
 ├── TrainingAborted       a number stopped being finite; nothing of that training is kept
 └── UnknownRun            no run of that name exists
 """
@@ -18,6 +19,10 @@ class BadData(FinetuneError):
 
 class NothingToLearn(FinetuneError):
     """Too few examples remain, or none is left for the examination."""
+
+
+class BadReward(FinetuneError):
+    """A reward model is absent, damaged or for another base: its scores would be noise."""
 
 
 class TrainingAborted(FinetuneError):

@@ -150,6 +150,24 @@ def norm_losses(
     return right + wrong
 
 
+def reward_losses(chosen_rewards: Tensor, rejected_rewards: Tensor, label_smoothing: float | Tensor = 0.0) -> Tensor:
+    """Compute the loss of each pair under a reward model; a ranking's is the mean over its pairs.
+
+    Source: -(1-ε) log σ(r_c - r_r) - ε log σ(r_r - r_c). Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155 eq. 1, with
+    the probability of a slip as in `dpo_losses`.
+
+    Args:
+        chosen_rewards: (P,)
+        rejected_rewards: (P,)
+        label_smoothing: ε, one for all or (P,).
+
+    Returns:
+        (P,) losses, not weighted.
+    """
+    right, wrong = _sides(chosen_rewards - rejected_rewards, label_smoothing)
+    return right + wrong
+
+
 def plackett_luce_loss(rewards: Tensor, ranks: Sequence[int]) -> Tensor:
     """Compute the Plackett-Luce loss of one ranking: stage by stage the best of those left is drawn.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from finetune.examples import METHODS, Example, Method, select_method
+from finetune.examples import NIGHT_METHODS, Example, Method, select_method
 
 ONE_SIDED = (
     "All thumbs point the same way, and such thumbs alone teach nothing: they would push every reply up, or every "
@@ -37,6 +37,7 @@ TAKES: Mapping[Method, str] = {
     "norm": "choices",
     "kto": "thumbs or choices",
     "rankings": "rankings",
+    "reward": "choices",
 }
 """What each method learns from, in a word."""
 
@@ -61,5 +62,5 @@ def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> s
     if method in ("auto", "kto") and held["thumb-up"] + held["thumb-down"]:
         return ONE_SIDED
     there = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in held.items() if count)
-    fitting = [f"--method {other}" for other in METHODS if select_method(examples, other)]
+    fitting = [f"--method {other}" for other in NIGHT_METHODS if select_method(examples, other)]
     return f"--method {method} learns from {TAKES[method]}, and there are only {there}. Take {' or '.join(fitting)}."

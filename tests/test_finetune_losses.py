@@ -98,6 +98,15 @@ def test_both_sides_weigh_the_same_none_more_than_it_was_given_and_one_alone_not
     assert kto.balance_sides(up, down) == pytest.approx(factors)
 
 
+def test_the_reward_loss_equals_the_numbers_worked_by_hand() -> None:
+    """r_c - r_r = 1.5: -log σ(1.5) = 0.2014133; with slips of 0.1 the number of conservative DPO at that margin."""
+    assert losses.reward_losses(tensor(2), tensor(0.5)).tolist() == pytest.approx([0.2014132780])
+    slips = tensor(0, 0.1)
+    assert losses.reward_losses(tensor(2, 2), tensor(0.5, 0.5), slips).tolist() == pytest.approx(
+        [0.2014132780, 0.3514132780]
+    )
+
+
 def test_the_pairs_of_a_ranking_are_all_that_are_in_order_and_no_ties() -> None:
     assert ordered_pairs((1, 2, 2, 3)) == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
     assert ordered_pairs((1, 1)) == []

@@ -12,6 +12,7 @@ from finetune.batches import Encoded, Row, row_key
 from finetune.kto import balance_sides
 from finetune.lora import attach_lora
 from finetune.mixture import Sums
+from finetune.reward import RewardHead, accumulate_reward_gradients
 from finetune.scoring import row_logps
 from finetune.train import accumulate_gradients
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -116,6 +117,55 @@ def test_losses_of_pairs_agree_with_trl(
         return [Encoded(f"e{i}", c[0], (c[1], r[1]), False, 1.0, f"c{i}") for i, (c, r) in enumerate(pairs)]
 
     assert_same_step(trainer_of(DPOTrainer, config, PAIRS), encode, **ours)
+
+
+def test_the_reward_loss_agrees_with_trl_where_the_padding_is_not_the_end(tmp_path: Path) -> None:
+    """TRL scores at the last token that is no padding; here that must be the end of the turn, as it is for us."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import LlamaForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    base = tiny_model()
+    theirs = LlamaForSequenceClassification(base.config.__class__(**{**base.config.to_dict(), "num_labels": 1}))
+    theirs.model.load_state_dict(base.model.state_dict())
+    trainer: Any = RewardTrainer(
+        theirs,
+        args=RewardConfig(**common(tmp_path, len(PAIRS)), pad_token="<|endoftext|>"),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="SEQ_CLS"),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    named = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    torch.manual_seed(1)
+    for parameter in named.values():
+        parameter.data.normal_(std=0.1)
+    expected = trainer.compute_loss(trainer.model, batch)
+    expected.backward()
+
+    rows = [
+        tuple(ids[kept.bool()].tolist()) for ids, kept in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    sides = list(zip(rows[: len(PAIRS)], rows[len(PAIRS) :], strict=True))
+    examples = [Encoded(f"e{i}", c[:1], (c[1:], r[1:]), False, 1.0, f"c{i}") for i, (c, r) in enumerate(sides)]
+    score = named.pop("base_model.model.score.modules_to_save.default.weight")
+    with attach_lora(base, base.lm_head, rank=4, alpha=8, seed=0) as mine:
+        factors = [
+            (own, named[f"base_model.model.{name}.lora_{letter}.default.weight"])
+            for name, layer in mine.layers.items()
+            for letter, own in (("A", layer.a), ("B", layer.b))
+        ]
+        weight = torch.nn.Parameter(score.detach()[0].clone())
+        for own, other in factors:
+            own.data.copy_(other)
+        night = NightSettings(label_smoothing=0)
+        found = accumulate_reward_gradients(base, RewardHead(weight, 0.0), examples, night)
+    assert found["loss"] == pytest.approx(float(expected), abs=1e-4)
+    assert len(named) == len(factors)
+    for own, other in [*factors, (weight, score)]:
+        assert own.grad is not None and other.grad is not None
+        assert torch.allclose(own.grad, other.grad, atol=1e-4) and float(own.grad.abs().max()) > 0
 
 
 def test_kto_agrees_with_trl_where_its_two_sides_are_weighed_alike(tmp_path: Path) -> None:
