@@ -1,5 +1,5 @@
 # Every target sets up what it needs first; a second run finds everything there.
-# CHAT and REHEARSAL hold further arguments: make chat CHAT="--port 8000".
+# CHAT, REHEARSAL and BENCH hold further arguments: make chat CHAT="--port 8000", make bench BENCH="--heldout 500".
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build (no GPU: saves gigabytes).
 
 PYTHON ?= python3
@@ -48,6 +48,14 @@ rehearsal: setup
 nightly: setup
 	$(BIN)/python -m finetune nightly
 
-bench: setup
+# What is measured against lives in an environment of its own, so that nothing of it is installed beside the product.
+.venv-rivals/.done: requirements-rivals.txt
+	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-rivals/bin/python -m pip install --quiet -r requirements-rivals.txt
+	touch $@
+
+bench: setup .venv-rivals/.done
 	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.forms
+	$(BIN)/python -m bench.training $(BENCH)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from assistant.settings import Settings
 from feedback_store.connection import connect, transaction
 from feedback_store.importers import import_file
-from feedback_store.records import Origin
+from feedback_store.records import Choice, Origin
 from feedback_store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def _prepare_pairs(store: Store, pairs: int) -> None:
     for place in range(pairs):
         question = _ask(store, owner, f"Question {place}")
         sides = [_answer(store, question, owner, f"{side} {place} {WORDS}") for side in "ab"]
-        store.votes.choose(store.votes.show_comparison(owner, question, *sides).id, owner, "left")
+        side: Choice = "right" if place % 2 else "left"  # who always takes one side is not heard
+        store.votes.choose(store.votes.show_comparison(owner, question, *sides).id, owner, side)
 
 
 def _ask(store: Store, person: int, text: str) -> str:

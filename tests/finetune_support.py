@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -110,7 +111,10 @@ def ranking(number: int, ranks: tuple[int, ...] = (1, 2, 3), **fields: Any) -> E
 
 
 def fill_store(store: Store, questions: Sequence[str], person: str = "", chosen: str = "What is asked?") -> None:
-    """Let a person compare two replies to each question, in conversations of their own; the first one is chosen."""
+    """Let a person compare two replies to each question, in conversations of their own; the first one is chosen.
+
+    It stands left or right as it comes: who always takes one side is not heard.
+    """
     who = store.people.add(person, kind="simulated") if person else store.people.owner()
     for number, question in enumerate(questions):
         talk = store.conversations.start(who.id, kind="compare")
@@ -120,8 +124,9 @@ def fill_store(store: Store, questions: Sequence[str], person: str = "", chosen:
             reply = store.conversations.begin_reply(asked.id, who.id, ORIGIN)
             store.conversations.finish_reply(reply.id, text, "done", "stop", 5)
             replies.append(reply.id)
-        shown = store.votes.show_comparison(who.id, asked.id, *replies)
-        store.votes.choose(shown.id, who.id, "left")
+        swapped = crc32(f"{question} {chosen}".encode()) % 2 == 1
+        shown = store.votes.show_comparison(who.id, asked.id, *(replies[::-1] if swapped else replies))
+        store.votes.choose(shown.id, who.id, "right" if swapped else "left")
 
 
 def ask_and_answer(store: Store, person_id: int, question: str, texts: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,0 +1,228 @@
+"""DPO and rankings against TRL on the same cores: python -m bench.training [--data FILE.jsonl.gz] [--heldout N]
+
+Each contender trains in a process of its own, from the loaded model to the trained adapter, reference pass included,
+and TRL in an environment of its own, which `make bench` builds. Equal work is equal, and checked: the same tokens,
+steps, learning rates and starting adapter. In float32 and on the first pairs the loss agrees within one percent at
+every step; bf16 rounding moves the loss of a step of eight pairs by more than that, so there the mean over the epoch is
+checked. TRL is measured tuned (trl_dpo.py), with the best of several batch sizes, and with its defaults; it takes the
+pairs of a step sorted by length, which changes no gradient and saves it padding. Prints a Markdown table, or one JSON
+object.
+
+Does not measure GPUs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from assistant.adapters import TENSORS
+from assistant.loading import resolve_base
+from assistant.settings import NightSettings, load_settings
+from bench.contenders import (
+    AGAIN,
+    OURS,
+    ROOT,
+    TUNED,
+    Bench,
+    DidNotFinish,
+    NotEqual,
+    Result,
+    Work,
+    choose,
+    plan,
+    train_ours,
+    train_theirs,
+    write_start,
+)
+from bench.heldout import Heldout, compare
+from bench.pairs import find_file, make_pairs, make_rankings, read_pairs
+
+TOLERANCE = 0.01
+"""How far two losses may lie apart, relatively."""
+EXACT_STEPS = 3
+"""Steps that are also trained in float32, which takes several times as long; at the first one every loss is log 2."""
+RANKINGS_A_STEP = 4
+"""24 pairs."""
+NIGHT = NightSettings(
+    epochs=1, dpo_weight=1.0, nll_weight=0.0, label_smoothing=0.0, anchor_share=0.0, learning_rate=1e-4, max_tokens=1024
+)
+"""DPO as TRL does it: alone, without slips, without anchors."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it was measured on."""
+
+    processor: str
+    cores: int
+    threads: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that one run measured."""
+
+    machine: Machine
+    data: str
+    results: tuple[Result, ...]
+    exact: tuple[Result, ...]
+    """Ours and TRL's in float32."""
+    heldout: Heldout | None
+
+
+def check_losses(results: Sequence[Result], *, exact: bool = False) -> list[Result]:
+    """Note how far every contender's losses are from the first one's at a step.
+
+    Args:
+        results: ours first.
+        exact: whether no rounding excuses a single step; else the mean over the steps counts.
+
+    Raises:
+        NotEqual: further than TOLERANCE.
+    """
+    ours = results[0]
+    checked = []
+    for result in results:
+        if len(result.losses) != len(ours.losses):
+            raise NotEqual(f"{result.contender} took {len(result.losses)} steps, and {len(ours.losses)} are due.")
+        apart = max(abs(a - b) / abs(b) for a, b in zip(result.losses, ours.losses, strict=True))
+        counts = apart if exact else abs(sum(result.losses) / sum(ours.losses) - 1)
+        if counts > TOLERANCE:
+            raise NotEqual(f"The losses of {result.contender} are {counts:.1%} from ours on the {result.work}.")
+        checked.append(replace(result, apart=apart))
+    return checked
+
+
+def contest(bench: Bench, work: Work, night: NightSettings, batches: Sequence[int], *, defaults: bool) -> list[Result]:
+    """Let everybody train: ours, ours with its reference cached, TRL tuned in its best batch, TRL with its defaults."""
+    results = [train_ours(bench, work, night), train_ours(bench, work, night, AGAIN)]
+    tuned = [train_theirs(bench, work, night, batch) for batch in batches]
+    results.append(max(tuned, key=lambda result: result.per_s))
+    if defaults:
+        results.append(train_theirs(bench, work, night, 8, tuned=False))
+    return check_losses(results)
+
+
+def describe_machine(threads: int) -> Machine:
+    """Say what is measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return Machine(names[0] if names else platform.processor(), os.cpu_count() or 0, threads, torch.__version__)
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """Write the results in Markdown, beside the first contender of the same work."""
+    lines = [
+        "| work | contender | a second | Nightschool is | peak GB | last loss | losses apart, at most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ours = {result.work: result for result in reversed(results)}
+    for r in results:
+        speed = "" if r.contender in (OURS, AGAIN) else f"{ours[r.work].per_s / r.per_s:.2f} × as fast"
+        numbers = f"{r.per_s:.2f} | {speed} | {r.peak_gb:.1f} | {r.losses[-1]:.4f} | {r.apart:.2%}"
+        lines.append(f"| {r.work} | {r.contender} | {numbers} |")
+    return lines
+
+
+def measure(args: argparse.Namespace) -> Found:
+    """Run everything."""
+    base = resolve_base(load_settings(args.home))
+    file = args.data or find_file()
+    needed = 4 * (args.pairs + args.heldout) + 200
+    pool = list(read_pairs(file)) if file else make_pairs(needed)
+    chosen = choose(base, pool, args.pairs + args.heldout, args.longest)
+    pairs, heldout = chosen[: args.pairs], chosen[args.pairs :]
+    ranked = choose(base, make_rankings(pairs), args.rankings, args.longest)
+    night = NIGHT.model_copy(update={"learning_rate": args.learning_rate})
+    by_ranking = night.model_copy(update={"batch_examples": RANKINGS_A_STEP})
+    with tempfile.TemporaryDirectory() as folder:
+        start = Path(folder) / "start.safetensors"
+        write_start(base, night, start)
+        bench = Bench(base, Path(folder), args.rival_python, args.threads, start)
+        results = contest(bench, plan(base, "pairs", pairs, night), night, args.batches, defaults=True)
+        best = int(results[2].contender.rpartition(" ")[2])
+        results += contest(bench, plan(base, "rankings", ranked, by_ranking), by_ranking, [best], defaults=False)
+        first = plan(base, "pairs in float32", pairs[: EXACT_STEPS * night.batch_examples], night)
+        exact = check_losses(
+            [train_ours(bench, first, night, exact=True), train_theirs(bench, first, night, best, exact=True)],
+            exact=True,
+        )
+        ours, theirs = Path(results[0].adapter) / TENSORS, Path(results[2].adapter)
+        examined = compare(base, night, heldout, ours, theirs) if heldout else None
+    return Found(
+        describe_machine(args.threads),
+        f"Pairs of {file.name}" if file else "The file is not here: pairs of the project's own making",
+        tuple(results),
+        tuple(exact),
+        examined,
+    )
+
+
+def report_lines(found: Found) -> list[str]:
+    """Write what was measured in Markdown."""
+    machine = found.machine
+    lines = [
+        f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, torch {machine.torch}. {found.data}.",
+        "",
+        *table(found.results),
+        "",
+        "Same tokens, steps, learning rates and starting adapter. Losses apart are those of single steps; their means "
+        f"over the epoch agree within {TOLERANCE:.0%}. In float32 single steps are at most "
+        f"{found.exact[-1].apart:.3%} apart.",
+    ]
+    first = {result.work: result for result in found.results if result.contender == OURS}
+    saved = [(r.work, r.per_s / first[r.work].per_s) for r in found.results if r.contender == AGAIN]
+    lines += [f"The next night keeps its reference: {times:.2f} × as fast on the {work}." for work, times in saved]
+    if found.heldout:
+        ours, theirs, apart = (
+            f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            for mean, low, high in (found.heldout.ours, found.heldout.theirs, found.heldout.difference)
+        )
+        lines.append(f"On {found.heldout.n} held-out pairs {OURS} {ours}, {TUNED} {theirs}, paired difference {apart}.")
+    return lines
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, default=None, help="an hh-rlhf file; else where NIGHTSCHOOL_TEST_DATA says"
+    )
+    parser.add_argument("--pairs", type=int, default=64, help="that are trained on")
+    parser.add_argument("--rankings", type=int, default=16, help="of four replies each")
+    parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt with a reply")
+    parser.add_argument("--heldout", type=int, default=0, help="pairs that both adapters are examined on")
+    parser.add_argument("--learning-rate", type=float, default=NIGHT.learning_rate)
+    parser.add_argument(
+        "--batches", type=int, nargs="+", choices=[1, 2, 4, 8], default=[2, 4, 8], help="TRL's best counts"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rival-python", type=Path, default=ROOT / ".venv-rivals" / "bin" / "python")
+    parser.add_argument("--home", default=None)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    if args.pairs % NIGHT.batch_examples or args.rankings % RANKINGS_A_STEP:
+        parser.error(
+            f"--pairs is a multiple of {NIGHT.batch_examples}, --rankings one of {RANKINGS_A_STEP}: whole steps"
+        )
+    if not args.rival_python.exists():
+        raise SystemExit(f"TRL's environment is not at {args.rival_python}. Build it with: make bench")
+    try:
+        found = measure(args)
+    except (NotEqual, DidNotFinish) as error:
+        raise SystemExit(str(error)) from error
+    sys.stdout.write((json.dumps(asdict(found)) if args.json else "\n".join(report_lines(found))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
