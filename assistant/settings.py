@@ -83,6 +83,24 @@ class NightSettings(BaseModel):
     """Highest learning rate of a reward model."""
     reward_epochs: int = Field(1, ge=1)
     """How often a reward model sees each pair and ranking; it overfits soon."""
+    ppo_iterations: int = Field(30, ge=1)
+    """How often PPO samples replies and learns from them."""
+    ppo_prompts: int = Field(64, ge=1)
+    """Replies sampled in one iteration, one a prompt."""
+    ppo_reply_tokens: int = Field(64, ge=1)
+    """Longest reply that PPO samples, in tokens."""
+    ppo_epochs: int = Field(1, ge=1)
+    """How often an iteration learns from each of its replies."""
+    ppo_learning_rate: float = Field(2e-4, gt=0)
+    """Learning rate of policy and value."""
+    ppo_beta: float = Field(0.02, ge=0)
+    """Least price of a nat away from the reference, in standard deviations of the reward."""
+    ppo_kl_limit: float = Field(0.1, gt=0)
+    """Nats a token away from the reference beyond which PPO stops; half of it is aimed at."""
+    ppo_cut_penalty: float = Field(1.0, ge=0)
+    """What a reply cut at its token limit loses, in standard deviations of the reward."""
+    ppo_ptx_weight: float = Field(0.2, ge=0)
+    """Weight of the NLL of demonstrations, anchors or texts beside PPO's loss (PPO-ptx)."""
     anchor_share: float = Field(0.6, ge=0)
     """Anchors for each example: the base's own plain replies, so that what nobody voted on stays as it was."""
     batch_examples: int = Field(8, ge=1)

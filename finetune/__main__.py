@@ -16,7 +16,10 @@ METHOD_HELP = (
     "what to learn from, and how: auto (all votes, each in the loss that fits), sft (demonstrations), dpo, ipo, robust "
     "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone)"
 )
-REWARD_HELP = "; reward (pairs and rankings) gives a reward model, which scores replies and writes none"
+TRAIN_HELP = (
+    "; reward (pairs and rankings) gives a reward model, which scores replies and writes none; ppo (prompts) "
+    "gives an adapter whose replies please the reward model named by --reward"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,11 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         "Train an adapter on a file of votes of any kind: preferences, comparisons, rankings, thumbs, demonstrations.",
     )
-    train.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP + REWARD_HELP)
+    train.add_argument("--method", choices=(*METHODS, "ppo"), default="auto", help=METHOD_HELP + TRAIN_HELP)
     train.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="JSON lines to learn from")
     train.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="new folder for the adapter or reward model"
     )
+    train.add_argument("--reward", type=Path, metavar="DIR", help="ppo: the reward model's folder")
+    train.add_argument("--start", type=Path, metavar="DIR", help="ppo: the adapter to start from (else the bare base)")
+    train.add_argument("--ptx", type=Path, metavar="FILE", help="ppo: a text whose lines stay likely")
     train.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of stopping")
 
     evaluate = add(

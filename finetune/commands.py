@@ -55,12 +55,18 @@ def train(args: argparse.Namespace, world: World) -> int:
     settings = settings.model_copy(update={"night": settings_for(settings.night, args.method)})
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise BadData(f"{args.out} is not an empty folder. Give --out a folder that does not exist yet.")
+    run_id = f"train-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    if args.method == "ppo":
+        from finetune import ppo_command
+
+        return ppo_command.train(args, settings, run_id)
+    if args.reward or args.start or args.ptx:
+        raise BadData("--reward, --start and --ptx belong to --method ppo. Leave them out, or add it.")
     raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
     votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
     examples = select_method(votes.examples, args.method)
     if not examples:
         raise NothingToLearn(f"{args.data}: {why_nothing(votes.examples, args.method, votes.counts['ties'])}")
-    run_id = f"train-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     if args.method == "reward":
         from finetune import reward_command
 

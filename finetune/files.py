@@ -14,7 +14,7 @@ from finetune.examples import Example, new_example
 ROLES = ("system", "user", "assistant")
 
 
-def read_examples(path: Path, *, skip_bad: bool = False) -> tuple[list[Example], list[str]]:
+def read_examples(path: Path, *, skip_bad: bool = False, bare_prompts: bool = False) -> tuple[list[Example], list[str]]:
     """Read votes of any kind from JSON lines in the conversational format.
 
     Args:
@@ -23,6 +23,7 @@ def read_examples(path: Path, *, skip_bad: bool = False) -> tuple[list[Example],
             `{"prompt","completions":[[…],…],"ranks":[1,2,…]}` (a ranking) or `{"prompt","left","right","choice"}`
             (a comparison), each with optional `annotator`, `created_at`, `id`.
         skip_bad: keep the good lines and return what was wrong with the others.
+        bare_prompts: a line may hold a prompt alone, which gives an example without a completion.
 
     Returns:
         The examples in file order, a comparison without a preference as a ranking of ties, and one sentence a bad line.
@@ -41,7 +42,7 @@ def read_examples(path: Path, *, skip_bad: bool = False) -> tuple[list[Example],
         if not line.strip():
             continue
         try:
-            examples.append(_parse_line(line, number))
+            examples.append(_parse_line(line, number, bare_prompts))
         except BadData as error:
             problems.append(f"Line {number} of {path.name}: {error}")
     if problems and not skip_bad:
@@ -52,7 +53,7 @@ def read_examples(path: Path, *, skip_bad: bool = False) -> tuple[list[Example],
     return examples, problems
 
 
-def _parse_line(line: bytes, number: int) -> Example:
+def _parse_line(line: bytes, number: int, bare_prompts: bool) -> Example:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -68,6 +69,8 @@ def _parse_line(line: bytes, number: int) -> Example:
     if "chosen" in row or "rejected" in row:
         texts = (_completion(row, "chosen"), _completion(row, "rejected"))
         return new_example(prompt, texts, source="file", **said)
+    if "completion" not in row and bare_prompts:
+        return new_example(prompt, (), source="file", **said)
     if "completion" not in row:
         raise BadData(
             'it has neither "chosen" and "rejected" nor "completion", "completions" or "left", "right" and "choice".'

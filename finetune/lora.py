@@ -1,4 +1,4 @@
-"""The adapter while it learns: float32 factors on frozen linear layers. Its tensors carry PEFT's names.
+"""Adapters while they learn: float32 factors on frozen linear layers. Their tensors carry PEFT's names.
 
 Numbered differences from PEFT's layer (Hu et al. 2021, arXiv:2106.09685):
 1. x is never copied to float32: the factors are cast to x's type for the product, their gradients arrive
@@ -70,6 +70,37 @@ class Lora:
                 layer.b.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"])
 
 
+class Adapters:
+    """Several adapters on one frozen model; the one named `current` computes, and for None the bare base.
+
+    A switch is an assignment that all layers see. Run the backward pass of one adapter before you switch to another
+    one: nothing here recomputes activations, but whatever does would recompute them with the adapter then current.
+    """
+
+    def __init__(self) -> None:
+        self.current: str | None = None
+        self.loras: dict[str, Lora] = {}
+
+    def __getitem__(self, name: str) -> Lora:
+        return self.loras[name]
+
+
+class SwitchedLinear(nn.Module):
+    """A frozen linear layer with the change of whichever adapter is current."""
+
+    def __init__(self, base: nn.Linear, layers: dict[str, LoraLinear], adapters: Adapters) -> None:
+        super().__init__()
+        self.base = base
+        self.layers = layers
+        self.adapters = adapters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer for x (…, in)."""
+        current = self.adapters.current
+        y: Tensor = self.base(x) if current is None else self.layers[current](x)
+        return y
+
+
 @contextmanager
 def attach_lora(model: nn.Module, head: nn.Module, *, rank: int, alpha: int, seed: int) -> Iterator[Lora]:
     """Give every linear layer but the head a fresh adapter, inside the block; afterwards the model is as before.
@@ -81,20 +112,63 @@ def attach_lora(model: nn.Module, head: nn.Module, *, rank: int, alpha: int, see
         alpha: the change is scaled by alpha / rank.
         seed: of the initialisation.
     """
-    generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
-    layers: dict[str, LoraLinear] = {}
-    places: list[tuple[nn.Module, str, nn.Linear]] = []
-    for parent_name, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child is not head:
-                name = f"{parent_name}.{child_name}" if parent_name else child_name
-                layers[name] = LoraLinear(child, rank, alpha, generator)
-                places.append((parent, child_name, child))
-    for (parent, child_name, _), layer in zip(places, layers.values(), strict=True):
-        parent.register_module(child_name, layer)
-    try:
+    places = _linear_layers(model, head)
+    layers = _fresh_layers(places, rank, alpha, seed)
+    with _replaced(places, layers):
         yield Lora(layers)
+
+
+@contextmanager
+def attach_adapters(
+    model: nn.Module, head: nn.Module, sizes: Mapping[str, tuple[int, int]], seed: int
+) -> Iterator[Adapters]:
+    """Give every linear layer but the head several fresh adapters, inside the block, none of them current.
+
+    Args:
+        model: frozen in place, one copy for all.
+        head: the output layer, left alone.
+        sizes: each adapter's name to its rank and alpha.
+        seed: of the initialisation, the same for each.
+    """
+    model.requires_grad_(False)
+    places = _linear_layers(model, head)
+    adapters = Adapters()
+    for name, (rank, alpha) in sizes.items():
+        adapters.loras[name] = Lora(_fresh_layers(places, rank, alpha, seed))
+    switched = {
+        place: SwitchedLinear(linear, {name: lora.layers[place] for name, lora in adapters.loras.items()}, adapters)
+        for place, (_, _, linear) in places.items()
+    }
+    with _replaced(places, switched):
+        yield adapters
+
+
+Places = dict[str, tuple[nn.Module, str, nn.Linear]]
+"""A linear layer's name to its parent, its name there, and itself."""
+
+
+def _linear_layers(model: nn.Module, head: nn.Module) -> Places:
+    places: Places = {}
+    for parent_name, parent in model.named_modules():
+        for child_name, child in parent.named_children():
+            if isinstance(child, nn.Linear) and child is not head:
+                places[f"{parent_name}.{child_name}" if parent_name else child_name] = (parent, child_name, child)
+    return places
+
+
+def _fresh_layers(places: Places, rank: int, alpha: int, seed: int) -> dict[str, LoraLinear]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: LoraLinear(linear, rank, alpha, generator) for name, (_, _, linear) in places.items()}
+
+
+@contextmanager
+def _replaced(places: Places, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put layers in the places of others, inside the block."""
+    for name, (parent, child_name, _) in places.items():
+        parent.register_module(child_name, layers[name])
+    try:
+        yield
     finally:
-        for parent, child_name, child in places:
-            parent.register_module(child_name, child)
+        for parent, child_name, linear in places.values():
+            parent.register_module(child_name, linear)

@@ -24,7 +24,7 @@ def write_report(folder: Path, report: dict[str, Any], history: Sequence[dict[st
         history: the numbers of each training step; empty when nothing was trained.
     """
     if history:
-        _plot_training(folder / "training.png", history)
+        plot_history(folder / "training.png", history)
     (folder / "report.md").write_text(render_markdown(report, has_plot=bool(history)), encoding="utf-8")
     temporary = folder / "report.json.tmp"
     temporary.write_text(json.dumps(plain(report), indent=2), encoding="utf-8")
@@ -80,11 +80,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _plot_training(path: Path, history: Sequence[dict[str, float]]) -> None:
+def plot_history(path: Path, history: Sequence[dict[str, float]], plots: Sequence[tuple[str, str]] = PLOTS) -> None:
+    """Draw the curves of a training.
+
+    Args:
+        path: of the picture.
+        history: the numbers of each step.
+        plots: names of numbers and their titles; those that no step has are left out.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [(name, title) for name, title in PLOTS if any(name in step for step in history)]
+    shown = [(name, title) for name, title in plots if any(name in step for step in history)]
     figure = Figure(figsize=(3.6 * len(shown), 3.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]

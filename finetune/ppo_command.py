@@ -1,0 +1,71 @@
+"""`train --method ppo`: what it does and what it prints."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from assistant.loading import resolve_base
+from assistant.settings import Settings
+from finetune.errors import BadData
+from finetune.files import read_examples
+from finetune.ppo_workshop import train_and_write_policy
+from finetune.progress import ProgressBar
+from finetune.workshop import peak_gb
+
+
+def train(args: argparse.Namespace, settings: Settings, run_id: str) -> int:
+    """Train a policy on the prompts of a file into a folder of its own.
+
+    Args:
+        args: `data`, `skip_bad`, `reward`, `start`, `ptx`, `out` and `json`.
+        settings: of the home.
+        run_id: the run that makes it.
+
+    Raises:
+        BadData: no reward model was named.
+    """
+    if args.reward is None:
+        raise BadData("PPO follows a reward model. Give one with --reward DIR; train --method reward makes it.")
+    examples, problems = read_examples(args.data, skip_bad=args.skip_bad, bare_prompts=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
+        base = resolve_base(settings)
+        made = train_and_write_policy(
+            base, settings, examples, args.reward, args.start, args.ptx, Path(folder), run_id, bar
+        )
+        if args.out.exists():
+            args.out.rmdir()
+        os.replace(made.adapter.folder, args.out)
+    first, kept = made.trained.history[0], made.trained.history[made.trained.chosen]
+    notes = []
+    if made.trained.stopped:
+        notes.append(f"The KL passed {settings.night.ppo_kl_limit} nats a token, so training stopped early.")
+    if made.too_long:
+        notes.append(f"{made.too_long} prompts are longer than what fits with their replies; left out.")
+    fields = {
+        "adapter": made.adapter.id,
+        "folder": str(args.out),
+        "method": args.method,
+        "prompts": made.prompts,
+        "too_long": made.too_long,
+        "ptx_rows": made.ptx_rows,
+        "iterations": len(made.trained.history) - 1,
+        "chosen": made.trained.chosen,
+        "initial_reward": first["reward"],
+        "reward": kept["reward"],
+        "kl": kept["kl"],
+        "peak_gb": round(peak_gb(), 2),
+        "seconds": round(made.trained.seconds, 2),
+        "bad_lines": problems,
+        "notes": notes,
+    }
+    text = (
+        f"{made.adapter.id} in {args.out}: mean reward {first['reward']:.3f} to {kept['reward']:.3f} "
+        f"at {kept['kl']:.3f} nats a token from its start, {made.prompts} prompts."
+    )
+    text = "\n".join([text, *notes, *problems])
+    sys.stdout.write((json.dumps(fields, ensure_ascii=False) if args.json else text) + "\n")
+    return 0

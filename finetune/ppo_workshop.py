@@ -1,0 +1,139 @@
+"""Steps of `train --method ppo`: from a file of prompts and a reward model's folder to an adapter's folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from assistant.adapters import AdapterInfo, load_tensors, verify_adapter, write_adapter
+from assistant.errors import PromptTooLong
+from assistant.loading import Base, load_tokenizer, load_trainable
+from assistant.prompt import fit_prompt, template_hash
+from assistant.settings import Settings
+from finetune.anchors import anchor_examples
+from finetune.attention import short_rows
+from finetune.batches import Row, encode_examples
+from finetune.errors import BadData
+from finetune.examples import Example
+from finetune.ppo import TrainedPolicy, train_policy
+from finetune.ppo_models import StartAdapter, attach_models
+from finetune.progress import Progress, silent
+from finetune.reward_folder import read_reward
+from finetune.workshop import context_tokens
+
+HISTORY = "ppo.jsonl"
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """A written adapter and how its training went."""
+
+    adapter: AdapterInfo
+    trained: TrainedPolicy
+    prompts: int
+    too_long: int
+    """Prompts left out: their last message alone is too long."""
+    ptx_rows: int
+
+
+def train_and_write_policy(
+    base: Base,
+    settings: Settings,
+    examples: Sequence[Example],
+    reward_folder: Path,
+    start_folder: Path | None,
+    ptx_file: Path | None,
+    adapters_dir: Path,
+    run_id: str,
+    progress: Progress = silent,
+) -> PolicyRun:
+    """Train a policy on the prompts of examples and write its adapter, with a line an iteration beside it.
+
+    Args:
+        base: the frozen base.
+        settings: the night's training settings and the cache folder.
+        examples: their prompts are replied to; demonstrations among them stay likely (PPO-ptx).
+        reward_folder: of the reward model.
+        start_folder: the adapter that policy and reference begin as; None is the bare base.
+        ptx_file: text whose lines stay likely, too.
+        adapters_dir: where the adapter's folder goes.
+        run_id: the run that makes it.
+        progress: told after each iteration.
+
+    Raises:
+        BadReward, AdapterError: the reward model or the start may not be used.
+        BadData: the text cannot be read.
+        NothingToLearn, TrainingAborted: no adapter was written.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    night = settings.night
+    reward = read_reward(reward_folder, base.id)
+    start = None if start_folder is None else _read_start(start_folder, base.id)
+    tokenizer, model = load_tokenizer(base), load_trainable(base)
+    max_tokens = min(night.max_tokens, context_tokens(model))
+    prompts, too_long = _encode_prompts(tokenizer, examples, max_tokens - night.ppo_reply_tokens)
+    shown, _ = encode_examples(tokenizer, [e for e in examples if e.demonstrated], max_tokens)
+    anchors = anchor_examples(model, tokenizer, examples, night.anchor_share, settings.cache_dir, base.id, progress)
+    ptx = [e.rows[0] for e in (*shown, *anchors)]
+    ptx += text_rows(tokenizer, ptx_file, max_tokens) if ptx_file else []
+    with short_rows(model), attach_models(model, night, start, reward) as models:
+        trained = train_policy(models, tokenizer, prompts, models.learned_reward(reward.head), ptx, night, progress)
+    adapter = write_adapter(
+        adapters_dir,
+        trained.tensors,
+        rank=start.rank if start else night.rank,
+        alpha=start.alpha if start else night.alpha,
+        target_modules=trained.target_modules,
+        base_id=base.id,
+        base_name=base.name,
+        template_hash=template_hash(tokenizer),
+        run_id=run_id,
+    )
+    write_history(adapter.folder / HISTORY, trained)
+    return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx))
+
+
+def write_history(path: Path, trained: TrainedPolicy) -> None:
+    """Write a line an iteration: its numbers and a few of its replies."""
+    lines = [{**numbers, "samples": texts} for numbers, texts in zip(trained.history, trained.samples, strict=True)]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def text_rows(tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int) -> list[Row]:
+    """Read the lines of a text as rows: all tokens of a line but its first are predicted.
+
+    Raises:
+        BadData: it cannot be read, or no line has two tokens.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadData(f"The file {path} cannot be read as text. Give --ptx a file of plain UTF-8 text.") from error
+    encoded = [tokenizer.encode(line, add_special_tokens=False)[:max_tokens] for line in lines]
+    rows: list[Row] = [(tuple(ids[:1]), tuple(ids[1:])) for ids in encoded if len(ids) > 1]
+    if not rows:
+        raise BadData(f"The file {path} holds no line of text. Give --ptx a file with some.")
+    return rows
+
+
+def _read_start(folder: Path, base_id: str) -> StartAdapter:
+    info = verify_adapter(folder, base_id)
+    return StartAdapter(load_tensors(info), info.rank, info.alpha)
+
+
+def _encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_tokens: int
+) -> tuple[list[tuple[int, ...]], int]:
+    """Encode the distinct prompts that fit, and count those that do not."""
+    prompts: dict[tuple[int, ...], None] = {}
+    too_long = 0
+    for example in examples:
+        try:
+            prompts[tuple(fit_prompt(tokenizer, example.prompt, max_tokens).ids)] = None
+        except PromptTooLong:
+            too_long += 1
+    return list(prompts), too_long

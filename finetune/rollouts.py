@@ -1,0 +1,73 @@
+"""Replies sampled on the training base, a whole batch at a time, from exactly the distribution that is trained.
+
+Temperature 1 and the whole vocabulary: with any other, the probabilities that PPO compares would not be those that the
+tokens were drawn from. Knows nothing of rewards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from finetune.batches import Row
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt and a reply sampled to it."""
+
+    row: Row
+    ended: bool
+    """Whether the reply ends its turn; otherwise it was cut at the token limit."""
+
+
+@torch.no_grad()
+def sample_replies(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    stop_id: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+) -> list[Rollout]:
+    """Sample a reply to each prompt, all in one batch padded on the left; replies that ended leave the batch.
+
+    Args:
+        model: with the policy's adapter current.
+        prompts: token ids, none empty.
+        stop_id: ends a reply, and is its last token.
+        max_new_tokens: longest reply.
+        generator: on the model's device; the only source of chance.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[stop_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    replies: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    past = None
+    for _ in range(max_new_tokens):
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        past = out.past_key_values
+        drawn = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1, generator=generator)  # (B, 1)
+        for reply, token in zip(going, drawn[:, 0].tolist(), strict=True):
+            replies[reply].append(token)
+        kept = [place for place, reply in enumerate(going) if replies[reply][-1] != stop_id]
+        if not kept:
+            break
+        if len(kept) < len(going):
+            going = [going[place] for place in kept]
+            past.batch_select_indices(torch.tensor(kept, device=model.device))
+            mask, positions, drawn = mask[kept], positions[kept], drawn[kept]
+        ids, positions = drawn, positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(drawn)], dim=1)
+    return [
+        Rollout((prompt, tuple(reply)), reply[-1] == stop_id) for prompt, reply in zip(prompts, replies, strict=True)
+    ]

@@ -1,0 +1,218 @@
+"""PPO on a tiny model: what moves, what stays, what stops it, and that replies come from the trained distribution."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from assistant.settings import NightSettings
+from finetune.batches import Row, make_batch
+from finetune.errors import NothingToLearn, TrainingAborted
+from finetune.lora import attach_adapters, attach_lora
+from finetune.ppo import Episode, PolicyTraining, TrainedPolicy, accumulate_ppo_gradients, plan_prompts, train_policy
+from finetune.ppo_models import Models, Reward, StartAdapter, attach_models, by_token
+from finetune.reward import RewardHead
+from finetune.reward_folder import SavedReward
+from finetune.rollouts import Rollout, sample_replies
+from finetune.scoring import batch_token_logps
+from tests.tiny import tiny_model, tiny_tokenizer
+
+NIGHT = NightSettings(
+    rank=4,
+    alpha=8,
+    ppo_iterations=4,
+    ppo_prompts=32,
+    ppo_reply_tokens=6,
+    ppo_learning_rate=5e-3,
+    ppo_kl_limit=2.0,
+    ppo_cut_penalty=0.0,
+)
+PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13, 14)]
+STOP = 2
+
+
+def evenness(rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
+    """The share of a reply's tokens whose id is even: half, at random."""
+    return torch.tensor([sum(token % 2 == 0 for token in reply) / len(reply) for _, reply in rows])
+
+
+def trained(night: NightSettings = NIGHT, reward: Reward = evenness, ptx: Sequence[Row] = ()) -> TrainedPolicy:
+    model = tiny_model()
+    with attach_models(model, night) as models:
+        return train_policy(models, tiny_tokenizer(), PROMPTS, reward, ptx, night)
+
+
+@contextmanager
+def opened() -> Iterator[Models]:
+    with attach_models(tiny_model(), NIGHT) as models:
+        for lora in models.adapters.loras.values():
+            for number, layer in enumerate(lora.layers.values()):
+                torch.nn.init.normal_(layer.b, std=0.02, generator=torch.Generator().manual_seed(number))
+        yield models
+
+
+def start_adapter() -> StartAdapter:
+    model = tiny_model()
+    with attach_lora(model, model.get_output_embeddings(), rank=2, alpha=4, seed=3) as lora:
+        for layer in lora.layers.values():
+            torch.nn.init.normal_(layer.b, std=0.05, generator=torch.Generator().manual_seed(4))
+        return StartAdapter(lora.tensors(), 2, 4)
+
+
+def test_the_mean_reward_rises_and_the_best_policy_within_the_limit_is_kept() -> None:
+    night = NIGHT.model_copy(update={"ppo_iterations": 20})
+    made = trained(night)
+    rewards = [numbers["reward"] for numbers in made.history]
+    assert made.chosen > 0 and rewards[made.chosen] > rewards[0] + 0.15
+    assert all(numbers["kl"] <= night.ppo_kl_limit for numbers in made.history[: made.chosen + 1])
+    allowed = [r for r, numbers in zip(rewards, made.history, strict=True) if numbers["kl"] <= night.ppo_kl_limit]
+    assert rewards[made.chosen] == max(allowed)
+
+
+def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another() -> None:
+    first, again, other = (trained(night).tensors for night in (NIGHT, NIGHT, NIGHT.model_copy(update={"seed": 1})))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_training_moves_policy_and_value_and_leaves_base_and_reference_bit_identical() -> None:
+    model, start = tiny_model(), start_adapter()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with attach_models(model, NIGHT, start) as models:
+        made = train_policy(models, tiny_tokenizer(), PROMPTS, evenness, (), NIGHT)
+        reference, value = models.adapters["reference"].tensors(), models.adapters["value"].tensors()
+    assert all(torch.equal(reference[name], start.tensors[name]) for name in reference)
+    assert not any(torch.equal(made.tensors[name], start.tensors[name]) for name in reference if "lora_B" in name)
+    assert all(value[name].abs().max() > 0 for name in value if "lora_B" in name)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_training_begins_at_the_reference_with_no_divergence_at_all() -> None:
+    with attach_models(tiny_model(), NIGHT, start_adapter()) as models:
+        made = train_policy(models, tiny_tokenizer(), PROMPTS, evenness, (), NIGHT)
+    assert made.history[0]["kl"] == 0 and made.history[1]["kl"] != 0
+
+
+def test_a_divergence_beyond_the_limit_stops_the_training_and_keeps_a_policy_within_it() -> None:
+    made = trained(NIGHT.model_copy(update={"ppo_kl_limit": 1e-9, "ppo_iterations": 8}))
+    assert made.stopped and len(made.history) < 9
+    assert made.history[made.chosen]["kl"] <= 1e-9 < made.history[-1]["kl"]
+
+
+def test_a_stronger_leash_keeps_the_policy_nearer() -> None:
+    loose, tight = (trained(NIGHT.model_copy(update={"ppo_beta": beta})).history[-1]["kl"] for beta in (0.0, 5.0))
+    assert abs(tight) < 0.5 * loose
+
+
+def test_texts_beside_the_reward_become_likelier() -> None:
+    text: Row = ((5, 6), (20, 21, 22, 23))
+    night = NIGHT.model_copy(update={"ppo_ptx_weight": 5.0})
+    history = trained(night, ptx=[text]).history
+    assert history[3]["ptx_loss"] < 0.7 * history[0]["ptx_loss"]
+
+
+def test_a_reward_that_is_not_finite_aborts_the_training() -> None:
+    with pytest.raises(TrainingAborted, match="reward is not finite"):
+        trained(reward=lambda rows, texts: torch.full((len(rows),), float("nan")))
+
+
+def test_no_prompt_is_refused() -> None:
+    with attach_models(tiny_model(), NIGHT) as models, pytest.raises(NothingToLearn):
+        train_policy(models, tiny_tokenizer(), [], evenness, (), NIGHT)
+
+
+def test_a_reply_that_was_cut_returns_less_than_one_that_ended_by_the_penalty() -> None:
+    """All rewards are 1 and nothing pulls back, so that a last token's return is 1, or 1 - 0.75 where it was cut."""
+    night = NIGHT.model_copy(update={"ppo_cut_penalty": 0.75, "ppo_beta": 0.0})
+    with attach_models(tiny_model(), night) as models:
+        training = PolicyTraining(models, tiny_tokenizer(), lambda rows, texts: torch.ones(len(rows)), (), night)
+        episodes, numbers, _ = training.collect(PROMPTS * 200)
+    returned = {e.row[1][-1] == STOP: float(e.returns[-1]) for e in episodes}
+    assert returned == {True: pytest.approx(1.0), False: pytest.approx(0.25)} and 0.5 < numbers["cut"] < 1
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_the_cut_into_micro_batches_changes_no_gradient(budget: int) -> None:
+    rows: list[Row] = [((5, 6, 7), (8, 9)), ((5,), (10, 11, 12, 13)), ((9, 9), (3,))]
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    for used in (60, budget):
+        with opened() as models:
+            logps = by_token(models, rows, models.policy_logps)
+            values = by_token(models, rows, models.values)
+            generator.manual_seed(0)
+            gained = torch.randn(len(logps), generator=generator)
+            lengths = [2, 4, 1]
+            parts = zip(rows, *(c.split(lengths) for c in (logps, values, gained, gained + values)), strict=True)
+            accumulate_ppo_gradients(models, [Episode(*part) for part in parts], 0.2, used)
+            learned = [p.grad for name in ("policy", "value") for p in models.adapters[name].parameters]
+            gradients.append(torch.cat([g.flatten() for g in learned if g is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_value_and_reward_begin_as_the_learned_reward_and_score_a_replys_end_alike() -> None:
+    start, row = start_adapter(), ((5, 6, 7), (8, 9, 10))
+    head = RewardHead(torch.randn(64, generator=torch.Generator().manual_seed(1)), 0.25)
+    saved = SavedReward("reward-1", dict(start.tensors), 2, 4, head, "demonstrations")
+    longer = (row[0], (*row[1], 11))  # its last token is predicted at the end of the row
+    with attach_models(tiny_model(), NIGHT, reward=saved) as models:
+        score = models.learned_reward(head)([row], [""])
+        values = by_token(models, [longer], models.values)
+    torch.testing.assert_close(values[-1:], score)
+
+
+def test_a_switch_is_one_assignment_and_gives_what_each_adapter_alone_gives() -> None:
+    start, batch = start_adapter(), make_batch([((5, 6, 7), (8, 9))])
+    model = tiny_model()
+    head = model.get_output_embeddings()
+    bare = batch_token_logps(model, batch)
+    with attach_lora(model, head, rank=2, alpha=4, seed=0) as lora:
+        lora.load(start.tensors)
+        alone = batch_token_logps(model, batch).detach()
+    with attach_adapters(model, head, {"one": (2, 4), "other": (8, 8)}, seed=0) as adapters:
+        adapters["one"].load(start.tensors)
+        found = []
+        for name in ("one", "other", None, "one"):
+            adapters.current = name
+            found.append(batch_token_logps(model, batch).detach())
+    assert torch.equal(found[0], alone) and torch.equal(found[3], alone)
+    assert torch.equal(found[1], bare.detach()) and torch.equal(found[2], bare.detach())
+    assert not torch.equal(alone, bare)
+
+
+def test_replies_are_drawn_from_the_distribution_that_is_trained() -> None:
+    """Of 4,000 first tokens each comes as often as the training forward says, within four standard errors."""
+    model, prompt = tiny_model(), (5, 6, 7)
+    drawn = sample_replies(model, [prompt] * 4000, STOP, 1, torch.Generator().manual_seed(0))
+    counts = torch.bincount(torch.tensor([rollout.row[1][0] for rollout in drawn]), minlength=304)
+    tokens = range(304)
+    shares = batch_token_logps(model, make_batch([(prompt, (token,)) for token in tokens])).detach().exp()
+    errors = (shares * (1 - shares) * 4000).sqrt()
+    likely = shares > 0.005
+    assert ((counts - 4000 * shares).abs() < 4 * errors)[likely].all() and likely.sum() > 10
+
+
+def test_replies_in_a_padded_batch_that_shrinks_are_those_of_each_prompt_alone() -> None:
+    """With logits so far apart that nothing is left to chance; the token that ends a reply is one of the first's."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight *= 1000
+
+    def sample(prompts: Sequence[tuple[int, ...]], stop: int) -> list[Rollout]:
+        return sample_replies(model, prompts, stop, 8, torch.Generator().manual_seed(0))
+
+    stop = sample(PROMPTS[:1], STOP)[0].row[1][2]
+    alone = [sample([prompt], stop)[0] for prompt in PROMPTS]
+    assert sample(PROMPTS, stop) == alone
+    assert len({len(rollout.row[1]) for rollout in alone}) > 1
+    assert all(r.ended == (r.row[1][-1] == stop) and stop not in r.row[1][:-1] for r in alone)
+
+
+def test_every_prompt_is_used_once_before_any_is_used_twice() -> None:
+    plan = plan_prompts(5, 4, 3, seed=0)
+    assert [len(members) for members in plan] == [3, 3, 3, 3]
+    flat = [i for members in plan for i in members]
+    assert sorted(flat[:5]) == sorted(flat[5:10]) == [0, 1, 2, 3, 4]
