@@ -177,6 +177,7 @@ def test_completions_that_a_sliding_window_would_cut_off_from_their_prompt_are_n
     assert wrong != pytest.approx(right, abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "form"),
     [

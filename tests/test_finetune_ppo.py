@@ -61,6 +61,7 @@ def start_adapter() -> StartAdapter:
         return StartAdapter(lora.tensors(), 2, 4)
 
 
+@pytest.mark.long
 def test_the_mean_reward_rises_and_the_best_policy_within_the_limit_is_kept() -> None:
     night = NIGHT.model_copy(update={"ppo_iterations": 20})
     made = trained(night)
@@ -71,6 +72,7 @@ def test_the_mean_reward_rises_and_the_best_policy_within_the_limit_is_kept() ->
     assert rewards[made.chosen] == max(allowed)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another() -> None:
     first, again, other = (trained(night).tensors for night in (NIGHT, NIGHT, NIGHT.model_copy(update={"seed": 1})))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -102,6 +104,7 @@ def test_a_divergence_beyond_the_limit_stops_the_training_and_keeps_a_policy_wit
     assert made.history[made.chosen]["kl"] <= 1e-9 < made.history[-1]["kl"]
 
 
+@pytest.mark.long
 def test_a_stronger_leash_keeps_the_policy_nearer() -> None:
     loose, tight = (trained(NIGHT.model_copy(update={"ppo_beta": beta})).history[-1]["kl"] for beta in (0.0, 5.0))
     assert abs(tight) < 0.5 * loose

@@ -47,6 +47,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return fields
 
 
+@pytest.mark.long
 def test_a_policy_learns_from_a_reward_model_and_goes_on_from_an_adapter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,7 +141,7 @@ def test_train_under_torchrun_writes_one_adapter_near_that_of_one_process(data: 
     assert not list(tmp_path.glob(".train-*"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_night_under_accelerate_is_one_night(data: Path, home: Path) -> None:
     home.mkdir()
     store = open_store(home / "nightschool.db")
@@ -201,7 +201,7 @@ def test_when_the_first_process_alone_fails_in_a_training_the_others_do_not_wait
     assert "Only here." in first.stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_night_that_is_skipped_ends_well_for_all(data: Path) -> None:
     first, second = run_two("-m", "finetune", "nightly", "--json")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr

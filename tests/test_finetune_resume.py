@@ -258,7 +258,7 @@ def kill_and_compare(data: Path, tmp_path: Path, kills: int, longest_s: float) -
     assert not list(tmp_path.glob("cache/checkpoints/*"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_command_killed_with_signal_nine_goes_on_when_given_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def replies_of(store: Store, name: str) -> list[tuple[Problem, str, str, Origin]
     return found
 
 
+@pytest.mark.long
 def test_a_rater_without_slips_votes_by_the_rubric(settings: Settings, store: Store) -> None:
     simulate_votes(FakeEngine(ask_or_tell), store, settings, PROBLEMS, seed=1)
     person = store.people.get("simulated-ada")
@@ -74,6 +75,7 @@ def test_a_rater_without_slips_votes_by_the_rubric(settings: Settings, store: St
     assert votes > 3
 
 
+@pytest.mark.long
 def test_comparisons_prefer_the_question_and_shuffle_the_sides(settings: Settings, store: Store) -> None:
     simulate_votes(FakeEngine(ask_or_tell), store, settings, PROBLEMS, seed=2)
     pairs = [pair for pair in store.votes.pairs() if pair.source == "comparison"]
@@ -122,6 +124,7 @@ def test_everybody_who_votes_is_marked_as_simulated(settings: Settings, store: S
     assert not store.conversations.list(store.people.owner().id)
 
 
+@pytest.mark.long
 def test_the_same_seed_casts_the_same_votes(tmp_path: Path, settings: Settings) -> None:
     stores = [open_in(tmp_path / name) for name in ("one.db", "two.db", "three.db")]
     for store, seed in zip(stores, (6, 6, 7), strict=True):

@@ -55,6 +55,7 @@ def files_with(home: Path, text: str) -> set[str]:
     return {path.name for path in home.rglob("*") if path.is_file() and text.encode() in path.read_bytes()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["account", "imported", "simulated"])
 def test_no_file_holds_an_erased_persons_words_while_the_app_goes_on(store: Store, home: Path, kind: str) -> None:
     person = store.people.add("canary", kind=kind)  # type: ignore[arg-type]
@@ -210,6 +211,7 @@ def test_an_erasure_that_fails_leaves_everything_as_it_was(store: Store) -> None
     assert store.votes.counts()["rewrites"] == 1
 
 
+@pytest.mark.long
 def test_erasing_from_the_command_line_while_another_process_has_the_file_open(store: Store, home: Path) -> None:
     person = store.people.add("canary")
     talk(store, person.id, CANARY)
