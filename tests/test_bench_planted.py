@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from assistant.settings import NightSettings, load_settings
-from bench.planted import EXAMINED, PEOPLE, SLIP_RATE, VOTES, Learned, Planted, cast_votes, plant, table, write_pairs
+from assistant.settings import NightSettings
+from bench.planted import EXAMINED, PEOPLE, SLIP_RATE, VOTES, Learned, Planted, cast_votes, table, write_pairs
 from feedback_store import Store, open_store
 from finetune.examples import Example
 from finetune.problems import make_problems
@@ -72,13 +72,3 @@ def test_examined_problems_are_of_kinds_that_nobody_voted_on() -> None:
 def test_the_table_has_both_trainings_side_by_side() -> None:
     found = Planted(1, 120, Learned(0.9, 0.84, 0.94, 256, 5.25), Learned(0.7, 0.6, 0.8, 320, 4.0), 80)
     assert table([found])[-1] == "| 1 | 120 | 90 % (84 to 94) | 256, 5.2 | 70 % (60 to 80) | 320, 4.0 | 80 |"
-
-
-@pytest.mark.slow
-@pytest.mark.model
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_night_finds_the_planted_preference_under_slips_and_spam(home: Path, seed: int) -> None:
-    found = plant(load_settings(home), seed)
-    assert found.n >= 100 and found.night.accuracy >= 0.85, found
-    assert found.night.minutes <= 10, found
