@@ -6,7 +6,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser_support import Visitor, eventually
 
 pytestmark = pytest.mark.browser
-LONG = " ".join(f"word{number}" for number in range(60))
+LONG = " ".join(f"word{number}" for number in range(150))
 LONGER = " ".join(f"word{number}" for number in range(400))
 
 
@@ -22,12 +22,12 @@ def test_another_tab_follows_a_reply_to_its_end(browser: Browser, address: str) 
         expect(tab.locator("#stop")).to_be_visible()
     leaver.click("#new-conversation")
     expect(leaver.locator("#chat .bot.message")).to_have_count(0)
-    expect(watcher.locator("#chat .bot.message")).to_contain_text("word59")
+    expect(watcher.locator("#chat .bot.message")).to_contain_text("word149")
     expect(watcher.locator("#stop")).to_be_hidden()
     expect(watcher.locator("#vote-bar")).to_be_visible()
     expect(watcher.locator("#chat .bot.message")).not_to_contain_text("▍")
     visitor.settle()
-    assert "word59" in visitor.reply()
+    assert "word149" in visitor.reply()
     assert leaver.locator("#chat .bot.message").count() == 0
     page.context.close()
 

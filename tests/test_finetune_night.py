@@ -290,7 +290,7 @@ def test_what_a_killed_training_left_goes_with_the_next_one_once_somebody_was_er
 
     settings = settings.model_copy(update={"cache": tmp_path / "cache"})
     add_votes(store)
-    fill_store(store, ["Where does Zanzibar lie?"], person="ana")
+    fill_store(store, [f"Where does Zanzibar lie, try {n}?" for n in range(8)], person="ana")  # not all held out
     with pytest.raises(Killed):
         run_nightly(settings, store, progress=kill)
     [left] = (tmp_path / "cache" / "checkpoints").iterdir()
