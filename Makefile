@@ -22,10 +22,10 @@ setup: .venv/.done
 chat: setup
 	$(BIN)/python -m ui $(CHAT)
 
-# What computes with the real model has both cores to itself; the rest shares them.
+# One process a core; what computes with the real model comes last.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not model and not slow and not gpu" -n 2
-	$(BIN)/python -m pytest -m "model and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "model and not slow and not gpu" -n 2
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" -n 2
