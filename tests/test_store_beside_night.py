@@ -17,14 +17,14 @@ NIGHT = [sys.executable, "-m", "finetune", "nightly", "--json", "--home"]
 
 
 def run_nights(path: Path, done: Any, ready: Any, answers: Any) -> None:
-    """Run one night after the other while people vote; answers how many came to a decision meanwhile."""
+    """Run one night after the other while people vote; answers how many came to a decision, the last one included."""
     decided = 0
     ready.wait(60)
     ready.wait(60)
     while not done.is_set():
         night = subprocess.run([*NIGHT, str(path.parent)], capture_output=True, text=True, timeout=200)
         assert night.returncode == 0, night.stderr
-        decided += json.loads(night.stdout)["outcome"] in ("promoted", "refused") and not done.is_set()
+        decided += json.loads(night.stdout)["outcome"] in ("promoted", "refused")
     answers.put(decided)
 
 
