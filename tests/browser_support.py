@@ -1,17 +1,11 @@
-"""A real app process and a real Chromium for the browser tests; also run by hand to take the README's picture."""
+"""A real Chromium for the browser tests."""
 
 import contextlib
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
     "--no-sandbox",
@@ -23,28 +17,6 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PATIENCE_S = 40.0
-
-
-@contextlib.contextmanager
-def running_app(home: Path, *arguments: str, **settings: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Serve a home with the scripted engine on a free port; yields the address and the process."""
-    environment = {**os.environ, "NIGHTSCHOOL_ENGINE": "fake", "PYTHONPATH": str(ROOT), **settings}
-    command = [sys.executable, "-m", "ui", "--port", "0", "--home", str(home), *arguments]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        address = re.search(r"http://\S+", said)
-        if address is None:
-            process.kill()
-            raise AssertionError(f"The app did not start: {said}{process.communicate()[1]}")
-        yield address.group(), process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=30)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One converted model for the whole run; NIGHTSCHOOL_TEST_CACHE keeps it between runs."""
     kept = os.environ.get("NIGHTSCHOOL_TEST_CACHE")
-    return Path(kept) if kept else tmp_path_factory.mktemp("cache")
+    if kept:
+        return Path(kept)
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # the folder of all of the run's processes
+    cache = run / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def app(home: Path) -> Iterator[tuple["World", "Client"]]:
 @pytest.fixture
 def address(home: Path) -> Iterator[str]:
     """Where an app of its own serves the test's home, with the scripted engine."""
-    from tests.browser_support import running_app
+    from tests.app_process import running_app
 
     with running_app(home) as (where, _):
         yield where

@@ -1,7 +1,7 @@
-"""Feedback that is half written when its writer goes elsewhere, and comes back."""
+"""What is half written when its writer goes elsewhere, and comes back."""
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.browser_support import Visitor, eventually
 
@@ -48,4 +48,20 @@ def test_half_written_feedback_survives_another_conversation_and_another_version
     visitor.told("Your answer is saved.")
     page.click("#open-rewrite")
     expect(page.locator(ANSWER)).to_have_value("My own words, again")
+    page.context.close()
+
+
+def test_what_is_typed_before_the_page_is_filled_outlives_a_reload(browser: Browser, address: str) -> None:
+    """It was kept as nobody's, and removed once the page knew who was in front of it."""
+    visitor = Visitor(browser, address)
+    page, held = visitor.page, list[Route]()
+    page.route("**/run/predict*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/run/predict*"):
+        page.goto(address)
+    page.fill("#message textarea", "typed early")
+    held[0].continue_()
+    expect(page.locator("#teach-says")).to_be_visible()
+    page.wait_for_function("sessionStorage.getItem('draft') === 'typed early'")
+    page.reload()
+    expect(page.locator("#message textarea")).to_have_value("typed early")
     page.context.close()

@@ -17,7 +17,8 @@ from assistant.loading import Base, resolve_base
 from assistant.settings import load_settings
 from feedback_store import Store
 from feedback_store.records import Message
-from tests.browser_support import Visitor, eventually, running_app
+from tests.app_process import running_app
+from tests.browser_support import Visitor, eventually
 from tests.new_store import open_in
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]

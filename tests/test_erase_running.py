@@ -13,7 +13,8 @@ import pytest
 from feedback_store import Store
 from finetune import evaluate
 from finetune.nightly import run_nightly
-from tests.browser_support import eventually, running_app
+from tests.app_process import running_app
+from tests.browser_support import eventually
 from tests.door_support import PASSWORD, Browser, events_of
 from tests.finetune_support import fill_store, tiny_settings
 from tests.new_store import open_in
@@ -108,7 +109,7 @@ def test_who_is_erased_while_the_app_runs_is_in_no_file_and_the_others_go_on(
         running.join(60)
         assert not running.is_alive(), "the reply that was under way ended"
         goes_on(ben, olga, store)
-        assert process.poll() is None
+        assert process.is_alive()
         exports_nothing(tmp_path)
     store.close()
     assert files_with(home, CANARY) == {backup.name}, "nor once the app has stopped"

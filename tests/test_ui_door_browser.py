@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser_support import Visitor, running_app
+from tests.app_process import running_app
+from tests.browser_support import Visitor
 from tests.door_support import PASSWORD
 from tests.new_store import open_in
 

@@ -10,7 +10,7 @@ import pytest
 
 from assistant.errors import SettingsError
 from assistant.settings import load_settings
-from tests.browser_support import running_app
+from tests.app_process import running_app
 from tests.door_support import HOST, PASSWORD, Browser, make_app, make_door_world, open_app, serving, session_of
 from tests.new_store import open_in
 from ui.__main__ import CannotServe, main, reserve

@@ -14,7 +14,7 @@ import pytest
 
 from assistant.fake import FakeEngine
 from feedback_store.records import Message
-from tests.browser_support import running_app
+from tests.app_process import running_app
 from tests.door_support import PASSWORD, Browser, events_of, open_live, session_of
 from tests.new_store import open_in
 from tests.ui_support import World, make_world

@@ -34,6 +34,7 @@ LEAVE_JS = "(shown) => [shown, '']"
 # browser that may keep nothing keeps nothing. The framework tells when it empties the box; what a person types is heard
 # from the box itself, since the framework tells nothing more once a stream of its broke off.
 KEEP_DRAFT_JS = """(text, who) => {
+  if (!who) return;
   try { sessionStorage.setItem('draft', text); sessionStorage.setItem('drafter', who); } catch {}
 }"""
 HEAR_TYPING_JS = f"""(who) => {{
@@ -41,17 +42,20 @@ HEAR_TYPING_JS = f"""(who) => {{
     if (event.target.matches('#message textarea')) ({KEEP_DRAFT_JS})(event.target.value, who);
   }});
 }}"""
-DRAFT_BACK_JS = """(who) => {
+# What is in the box already was typed before the page knew for whom it is filled.
+DRAFT_BACK_JS = f"""(who) => {{
   const box = document.querySelector('#message textarea');
+  if (!box) return;
+  if (box.value) return ({KEEP_DRAFT_JS})(box.value, who);
   let draft = '';
-  try {
+  try {{
     if (sessionStorage.getItem('drafter') === who) draft = sessionStorage.getItem('draft');
     else sessionStorage.removeItem('draft');
-  } catch {}
-  if (!box || box.value || !draft) return;
+  }} catch {{}}
+  if (!draft) return;
   box.value = draft;
-  box.dispatchEvent(new Event('input', {bubbles: true}));
-}"""
+  box.dispatchEvent(new Event('input', {{bubbles: true}}));
+}}"""
 DRAFT_JS = f"(who) => {{ ({DRAFT_BACK_JS})(who); ({HEAR_TYPING_JS})(who); }}"
 # The framework says of an event that was refused only "Error", and leaves what was said of the one before. So what it
 # asks for is watched: the guard's sentence stands over the page until the person does something else.
