@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
+from gradio.blocks import BlocksConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from assistant.engine import Engine
@@ -82,6 +83,19 @@ def add_plain_routes(app: FastAPI, nights: Nights) -> None:
         return FileResponse(path, media_type="image/png")
 
 
+class LeanConfig(BlocksConfig):  # type: ignore[misc]
+    """A page's components and events, of which each session gets a copy without the components' descriptions.
+
+    The framework writes them anew at every change of a component, for links to a page's state. There are none here, and
+    that was half the work of a message.
+    """
+
+    def __copy__(self) -> BlocksConfig:
+        copied: BlocksConfig = super().__copy__()
+        copied.config_for_block = lambda *_: {}
+        return copied
+
+
 def mount_page(app: FastAPI, page: gr.Blocks, path: str, home: Path) -> None:
     """Mount a page with every unsafe default of the framework turned off."""
     gr.mount_gradio_app(
@@ -101,6 +115,7 @@ def build_page(
     chat_desk = ChatDesk(replies, store, settings, texts)
     votes = FeedbackDesk(store, texts)
     with gr.Blocks(analytics_enabled=False, title="Nightschool", fill_width=True, fill_height=True) as page:
+        page.default_config = LeanConfig(page)
         with gr.Sidebar(elem_id="sidebar", width=280):
             gr.HTML(brand_html(texts))
             new, conversations = build_history(texts)
