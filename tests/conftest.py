@@ -38,15 +38,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One converted model for the whole run; NIGHTSCHOOL_TEST_CACHE keeps it between runs."""
+    """A cache for the tests of a process; the converted model in it is that of the whole run.
+
+    NIGHTSCHOOL_TEST_CACHE keeps it all between runs.
+    """
     kept = os.environ.get("NIGHTSCHOOL_TEST_CACHE")
     if kept:
         return Path(kept)
-    run = tmp_path_factory.getbasetemp()
+    cache = tmp_path_factory.mktemp("cache")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        run = run.parent  # the folder of all of the run's processes
-    cache = run / "cache"
-    cache.mkdir(exist_ok=True)
+        models = tmp_path_factory.getbasetemp().parent / "models"
+        models.mkdir(exist_ok=True)
+        (cache / "models").symlink_to(models)
     return cache
 
 
