@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -42,7 +42,10 @@ class Visitor:
         self.page: Page = self.context.new_page()
         self.requested: list[str] = []
         self.errors: list[str] = []
-        self.page.on("request", lambda request: self.requested.append(request.url))
+        self.streams: set[Request] = set()
+        self.page.on("request", self._note)
+        self.page.on("requestfinished", lambda request: self.streams.discard(request))
+        self.page.on("requestfailed", lambda request: self.streams.discard(request))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
 
@@ -64,9 +67,19 @@ class Visitor:
         return replies.last.inner_text() if replies.count() else ""
 
     def settle(self) -> None:
-        """Wait until nothing is being written any more."""
+        """Wait until nothing is being written any more and no stream is open, of which the page would log the end."""
         expect(self.page.locator("#stop")).to_be_hidden()
         expect(self.page.locator("#retry")).to_be_visible()
+        eventually(self._is_quiet, "a stream stayed open")
+
+    def _note(self, request: Request) -> None:
+        self.requested.append(request.url)
+        if "/queue/data" in request.url:
+            self.streams.add(request)
+
+    def _is_quiet(self) -> bool:
+        self.page.wait_for_timeout(1)  # in which the browser tells what has ended
+        return not self.streams
 
     def told(self, sentence: str, place: str = "#notice") -> None:
         """Wait for a sentence in a status line."""
