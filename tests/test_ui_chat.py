@@ -120,6 +120,17 @@ def test_a_reply_under_way_is_written_down_now_and_then(make: Make, monkeypatch:
     assert all(whole.startswith(part) for part in stored)
 
 
+def test_a_reply_whose_stream_is_gone_is_closed_with_the_app(make: Make) -> None:
+    """An app that was told to stop left it under way, until the next start."""
+    world = make(FakeEngine(seconds_per_word=0.05))
+    talk = world.store.conversations.start(world.person)
+    asked = partial(world.store.conversations.add_user_message, talk.id, world.person, LONG)
+    _, [draft] = world.replies.ask([], LONG, "plain", world.person, asked, None)
+    world.replies.close_left()
+    assert world.store.conversations.path_to(draft.message.id)[-1].state == "stopped"
+    world.replies.close_left()
+
+
 def test_retry_is_a_sibling_and_every_version_stays_reachable(make: Make) -> None:
     world = make()
     first = ask(world)

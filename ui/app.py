@@ -39,7 +39,7 @@ def build_app(engine: Engine, store: Store, settings: Settings, host: str = "127
 
     Args:
         engine: answers; closed by the caller.
-        store: the open store; closed by the caller.
+        store: the open store; closed by the caller, after `state.replies.close_left()`.
         settings: limits and folders.
         host: the address that the app listens on; where only this machine can connect and no proxy is named, the
             person at it is the owner until there are accounts.
@@ -47,7 +47,7 @@ def build_app(engine: Engine, store: Store, settings: Settings, host: str = "127
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     limits = settings.door
     door = Door(store, limits, local=is_loopback(host) and not limits.public_url and not limits.trusted_proxies)
-    replies = Replies(engine, store, settings)
+    replies = app.state.replies = Replies(engine, store, settings)
     nights = Nights(settings.home, settings.runs_dir)
     add_plain_routes(app, nights)
     add_login_routes(app, door, secure=limits.public_url.startswith("https:"))

@@ -226,6 +226,11 @@ class Replies:
             for draft in drafts:
                 all_of_them.callback(self.close, draft)
 
+    def close_left(self) -> None:
+        """Close what is still under way, for the end of the app: no stream is there any more to do it."""
+        self._writers.shutdown()
+        self._close_all(list(self._running.values()))
+
     def stop(self, message_id: str, person_id: int) -> None:
         """Ask a person's reply of that id, or all their replies to the question of that id, to stop."""
         for draft in list(self._running.values()):

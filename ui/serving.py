@@ -54,9 +54,10 @@ def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bo
         store.registry.retire_tainted()
         engine = build_engine(settings)
         try:
+            app = build_app(engine, store, settings, host)
             proxies = settings.door.trusted_proxies
             config = uvicorn.Config(
-                build_app(engine, store, settings, host),
+                app,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=GRACE_S,
@@ -68,7 +69,10 @@ def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bo
             server = Server(config)
             server.as_json = as_json
             server.public_url = settings.door.public_url.rstrip("/")
-            server.run(sockets=[listener])
+            try:
+                server.run(sockets=[listener])
+            finally:
+                app.state.replies.close_left()
         finally:
             engine.close()
     finally:
