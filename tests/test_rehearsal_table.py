@@ -171,6 +171,16 @@ def test_a_report_can_be_written_for_any_measures() -> None:
     assert any("Live now: a" in line for line in report_lines(result))
 
 
+@pytest.mark.model
+def test_the_tiny_rehearsal_runs_with_the_real_model_and_its_night_is_skipped(home: Path) -> None:
+    command = [sys.executable, "-m", "finetune", "rehearse", "--problems", "1", "--test", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["night"]["outcome"] == "skipped"
+    assert printed["home"] == str(home)
+
+
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.timeout(2400)

@@ -114,11 +114,11 @@ def test_a_hundred_thousand_votes_are_counted_within_a_second(tmp_path: Path, ki
     page = operate_page(store, tmp_path)
     taken, filled = [], []
     for _ in range(5):
-        began = time.thread_time()  # a second of one core, whoever else is at work
+        began = time.perf_counter()
         found = store.votes.overview()
-        taken.append(time.thread_time() - began)
+        taken.append(time.perf_counter() - began)
         shown = page.fill()
-        filled.append(time.thread_time() - began - taken[-1])
+        filled.append(time.perf_counter() - began - taken[-1])
     store.close()
     assert found.counts["comparisons"] + found.counts["thumbs_up"] + found.counts["thumbs_down"] == 100_000
     assert found.votes_a_minute == 3.0
