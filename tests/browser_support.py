@@ -50,9 +50,10 @@ class Visitor:
         self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
 
     def open(self, path: str = "/") -> Page:
-        """Load the page and wait until it can be used."""
+        """Load the page and wait until it can be used: what fills it would undo what an event filled before."""
         self.page.goto(self.address + path)
         expect(self.page.locator("#message textarea")).to_be_visible()
+        expect(self.page.locator("#teach-says")).to_be_visible()
         self.page.wait_for_load_state("networkidle")
         return self.page
 
