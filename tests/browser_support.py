@@ -17,6 +17,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PATIENCE_S = 40.0
+LONGER = " ".join(f"word{number}" for number in range(400))
+"""A message that the echo is long in answering."""
 
 
 @contextlib.contextmanager

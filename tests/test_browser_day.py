@@ -9,12 +9,11 @@ from playwright.sync_api import Browser, expect
 
 from feedback_store import Store
 from tests.app_process import running_app
-from tests.browser_support import Visitor, eventually
+from tests.browser_support import LONGER, Visitor, eventually
 from tests.new_store import open_in
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(60))
-LONGER = " ".join(f"word{number}" for number in range(400))
 ON_ONE_LINE = """(places) => {
   const boxes = places.map((place) => document.querySelector(place).getBoundingClientRect());
   const middles = boxes.map((box) => box.y + box.height / 2);

@@ -3,11 +3,10 @@
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser_support import Visitor, eventually
+from tests.browser_support import LONGER, Visitor, eventually
 
 pytestmark = pytest.mark.browser
 LONG = " ".join(f"word{number}" for number in range(150))
-LONGER = " ".join(f"word{number}" for number in range(400))
 
 
 def test_another_tab_follows_a_reply_to_its_end(browser: Browser, address: str) -> None:

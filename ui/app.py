@@ -20,7 +20,7 @@ from ui.chat import ChatDesk, wire_chat
 from ui.chat_layout import build_chat, preset_choices
 from ui.compare import CompareDesk, build_compare, wire_compare
 from ui.door import Door, is_limited, logout_token, visitor
-from ui.events import ASKED_JS, DRAFT_JS, SHORT, keep_threads_free
+from ui.events import ASKED_JS, FILLED_JS, SHORT, keep_threads_free
 from ui.feedback import FeedbackDesk
 from ui.guard import Guard
 from ui.history import build_history
@@ -153,7 +153,7 @@ def build_page(
 
         filled = [*chat_outputs, *compare.outputs, *rank.outputs, *chat.teaching.switch, chat.who, account, operate_tab]
         page.load(fill, [chat.shown], filled, js=ASKED_JS, **SHORT).then(
-            None, [chat.who], None, js=DRAFT_JS, api_visibility="private"
+            None, [chat.who], None, js=FILLED_JS, api_visibility="private"
         )
     keep_threads_free(page)
     page.queue(api_open=False, max_size=256, default_concurrency_limit=4)

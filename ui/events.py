@@ -56,7 +56,27 @@ DRAFT_BACK_JS = f"""(who) => {{
   box.value = draft;
   box.dispatchEvent(new Event('input', {{bubbles: true}}));
 }}"""
-DRAFT_JS = f"(who) => {{ ({DRAFT_BACK_JS})(who); ({HEAR_TYPING_JS})(who); }}"
+FILLED_JS = f"(who) => {{ ({DRAFT_BACK_JS})(who); ({HEAR_TYPING_JS})(who); window.pageIsFilled(); }}"
+# What fills the page comes from the server, and would undo what an Enter or a button filled before it. So
+# the last of them is kept, and done once the page is filled.
+HOLD_JS = """() => {
+  let again = () => {};
+  const hold = (event) => {
+    const {target} = event;
+    const does = event.type === 'click' ? target.closest('#pages button:not([role=tab]), #new-conversation')
+      : event.key === 'Enter' && !event.shiftKey;
+    if (!does || !event.isTrusted) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    again = () => target.dispatchEvent(new event.constructor(event.type, event));
+  };
+  const kinds = ['click', 'keypress'];
+  kinds.forEach((kind) => document.addEventListener(kind, hold, true));
+  window.pageIsFilled = () => {
+    kinds.forEach((kind) => document.removeEventListener(kind, hold, true));
+    again();
+  };
+}"""
 # The framework says of an event that was refused only "Error", and leaves what was said of the one before. So what it
 # asks for is watched: the guard's sentence stands over the page until the person does something else.
 REFUSED_JS = """() => {
@@ -80,6 +100,7 @@ REFUSED_JS = """() => {
   };
 }"""
 ASKED_JS = f"""() => {{
+  ({HOLD_JS})();
   ({REFUSED_JS})();
   ({CLOSE_SIDEBAR_JS})();
   return new URLSearchParams(location.search).get('c') || '';
