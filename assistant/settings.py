@@ -99,6 +99,8 @@ class NightSettings(BaseModel):
     """Nats a token away from the reference beyond which PPO stops; half of it is aimed at."""
     ppo_cut_penalty: float = Field(1.0, ge=0)
     """What a reply cut at its token limit loses, in standard deviations of the reward."""
+    ppo_shared_prompts: bool = False
+    """Whether a night's PPO may reply to prompts that its SFT and reward model learned from, too."""
     ppo_ptx_weight: float = Field(0.2, ge=0)
     """Weight of the NLL of demonstrations, anchors or texts beside PPO's loss (PPO-ptx)."""
     anchor_share: float = Field(0.6, ge=0)

@@ -35,7 +35,6 @@ ADDRESSING = {"you", "your", "yours", "yourself"}
 REPLY_TOKENS = 48
 SAMPLES = 4
 """Replies to each held-out prompt."""
-PLOTS = (("reward", "Mean reward"), ("kl", "KL a token"), ("entropy", "Entropy"), ("length", "Tokens a reply"))
 
 
 def address_share(rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
@@ -87,7 +86,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        plot_history(args.out / "ppo.png", trained.history, PLOTS)
+        plot_history(args.out / "ppo.png", trained.history)
         write_history(args.out / "ppo.jsonl", trained)
 
 

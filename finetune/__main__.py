@@ -14,11 +14,12 @@ from finetune.examples import METHODS, NIGHT_METHODS
 
 METHOD_HELP = (
     "what to learn from, and how: auto (all votes, each in the loss that fits), sft (demonstrations), dpo, ipo, robust "
-    "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone)"
+    "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone), ppo (prompts)"
 )
+NIGHT_HELP = "; ppo trains demonstrations by SFT, then a reward model on choices, then PPO against it from there"
 TRAIN_HELP = (
-    "; reward (pairs and rankings) gives a reward model, which scores replies and writes none; ppo (prompts) "
-    "gives an adapter whose replies please the reward model named by --reward"
+    "; reward (pairs and rankings) gives a reward model, which scores replies and writes none; ppo gives an adapter "
+    "whose replies please the reward model named by --reward"
 )
 
 
@@ -34,14 +35,15 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
     nightly = add("nightly", "Run the whole night: collect, train, examine, decide, promote, report.")
-    nightly.add_argument("--method", choices=NIGHT_METHODS, default="auto", help=METHOD_HELP)
+    nightly.add_argument("--method", choices=NIGHT_METHODS, default="auto", help=METHOD_HELP + NIGHT_HELP)
+    nightly.add_argument("--reward", type=Path, metavar="DIR", help="ppo: a reward model to follow, not tonight's own")
     nightly.add_argument("--if-due", action="store_true", help="do nothing within 24 hours of the last night")
 
     train = add(
         "train",
         "Train an adapter on a file of votes of any kind: preferences, comparisons, rankings, thumbs, demonstrations.",
     )
-    train.add_argument("--method", choices=(*METHODS, "ppo"), default="auto", help=METHOD_HELP + TRAIN_HELP)
+    train.add_argument("--method", choices=METHODS, default="auto", help=METHOD_HELP + TRAIN_HELP)
     train.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="JSON lines to learn from")
     train.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="new folder for the adapter or reward model"

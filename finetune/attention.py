@@ -89,7 +89,9 @@ def attend(
     scores = stacked @ (key * (scaling or width**-0.5)).transpose(-1, -2)
     if attention_mask is None:
         attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device).tril()
-    bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, float("-inf"))[:, :, None]
+    # Finite: padding on the left looks at nothing, and a softmax over nothing but -inf is NaN for all that follows.
+    least = torch.finfo(query.dtype).min
+    bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, least)[:, :, None]
     weights = torch.softmax(scores.view(batch, key_heads, -1, length, length) + bias, dim=-1)
     mixed = weights.view(batch, key_heads, -1, length) @ value
     return mixed.view(batch, heads, length, width).transpose(1, 2), None

@@ -32,6 +32,8 @@ from finetune.report import plain
 def nightly(args: argparse.Namespace, world: World) -> int:
     """Run the night, or say that it is not due."""
     settings = load_settings(args.home)
+    if args.reward and args.method != "ppo":
+        raise BadData("--reward belongs to --method ppo. Leave it out, or add that.")
     with ExitStack() as stack:
         store = _open(settings, stack)
         from finetune.nightly import NightResult, hours_until_due, run_nightly
@@ -41,7 +43,7 @@ def nightly(args: argparse.Namespace, world: World) -> int:
             result = NightResult("skipped", None, None, (f"The next night is due in {hours:.1f} hours.",))
         else:
             bar = stack.enter_context(ProgressBar())
-            result = run_nightly(settings, store, method=args.method, progress=bar, world=world)
+            result = run_nightly(settings, store, method=args.method, reward=args.reward, progress=bar, world=world)
     fields = {"outcome": result.outcome, "run": result.run, "adapter": result.adapter, "reasons": list(result.reasons)}
     if result.outcome == "failed":
         sys.stderr.write(" ".join(result.reasons) + "\n")

@@ -3,6 +3,7 @@
 FinetuneError             all seen by the operator
 ├── BadData               a file of examples cannot be used as it is
 ├── NothingToLearn        too little or nothing to train on or to examine with
+├── NotYet               a night has too little to go on; it is skipped, which is no failure
 ├── BadReward             a reward model's folder may not be used
 ├── TrainingAborted       a number stopped being finite; nothing of that training is kept
 └── UnknownRun            no run of that name exists
@@ -19,6 +20,10 @@ class BadData(FinetuneError):
 
 class NothingToLearn(FinetuneError):
     """Too few examples remain, or none is left for the examination."""
+
+
+class NotYet(FinetuneError):
+    """The votes do not carry a night of this method yet."""
 
 
 class BadReward(FinetuneError):

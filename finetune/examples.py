@@ -10,8 +10,8 @@ from assistant.engine import Message
 from assistant.settings import NightSettings
 
 Judgement = Literal["demonstration", "pair", "thumb-up", "thumb-down", "ranking"]
-Method = Literal["auto", "sft", "dpo", "ipo", "robust", "norm", "kto", "rankings", "reward"]
-NIGHT_METHODS: tuple[Method, ...] = ("auto", "sft", "dpo", "ipo", "robust", "norm", "kto", "rankings")
+Method = Literal["auto", "sft", "dpo", "ipo", "robust", "norm", "kto", "rankings", "reward", "ppo"]
+NIGHT_METHODS: tuple[Method, ...] = ("auto", "sft", "dpo", "ipo", "robust", "norm", "kto", "rankings", "ppo")
 """Those that give an adapter to answer with."""
 METHODS: tuple[Method, ...] = (*NIGHT_METHODS, "reward")
 
@@ -157,8 +157,8 @@ def select_method(examples: Sequence[Example], method: Method) -> list[Example]:
 
     `sft` the demonstrations alone; `dpo`, `ipo`, `robust` and `norm` the pairs and rankings; `rankings` the rankings
     alone; `kto` the thumbs, and pairs as a thumb up and a thumb down; `auto` all; `reward` the pairs and rankings,
-    and with them the demonstrations, which set its zero. Thumbs that all point the same way teach nothing: they would
-    push every reply up, or every reply down.
+    and with them the demonstrations, which set its zero; `ppo` all, for their prompts. Thumbs that all point the same
+    way teach nothing: they would push every reply up, or every reply down.
     """
     if method == "sft":
         return [replace(e, completions=e.completions[:1]) for e in examples if e.demonstrated]
@@ -168,6 +168,8 @@ def select_method(examples: Sequence[Example], method: Method) -> list[Example]:
         return _two_sided([*_unpair(examples), *(e for e in examples if e.thumb is not None)])
     if method == "auto":
         return _two_sided(examples)
+    if method == "ppo":
+        return list(examples)
     if method == "reward":
         return [e for e in examples if e.compares or e.demonstrated] if any(e.compares for e in examples) else []
     return [replace(e, demonstrated=False) for e in examples if e.compares]

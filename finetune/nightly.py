@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from assistant.adapters import verify_adapter
+from assistant.adapters import AdapterInfo, verify_adapter
 from assistant.errors import AdapterError, AssistantError
 from assistant.loading import Base, resolve_base
 from assistant.settings import Settings
@@ -29,10 +29,11 @@ from feedback_store.errors import StaleGeneration, StoreError, TaintedAdapter
 from feedback_store.records import Live, Outcome, TrainItem
 from finetune.ai_votes import add_ai_votes
 from finetune.collect import NightData, Votes, divide_votes, write_manifest
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, NotYet
 from finetune.examples import Method, count_one_sided, settings_for
 from finetune.gate import Decision, Limits, decide
 from finetune.notes import ONE_SIDED, TAKES, explain
+from finetune.ppo_night import StagedRun, train_in_stages
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, ProgressLog, silent
 from finetune.raters import tonights_votes
@@ -64,6 +65,7 @@ class _Night:
     settings: Settings
     store: Store
     method: Method
+    reward: Path | None
     run_id: str
     folder: Path
     progress: Progress
@@ -75,7 +77,13 @@ class _Night:
 
 
 def run_nightly(
-    settings: Settings, store: Store, *, method: Method = "auto", progress: Progress = silent, world: World = ALONE
+    settings: Settings,
+    store: Store,
+    *,
+    method: Method = "auto",
+    reward: Path | None = None,
+    progress: Progress = silent,
+    world: World = ALONE,
 ) -> NightResult:
     """Run one night.
 
@@ -83,6 +91,7 @@ def run_nightly(
         settings: of this home.
         store: its open store.
         method: what to learn from.
+        reward: of PPO: the folder of a reward model to follow, instead of tonight's own.
         progress: told after each step, besides the run folder's progress.jsonl.
         world: who computes with this process.
 
@@ -94,7 +103,7 @@ def run_nightly(
         with FileLock(settings.home / "night.lock", timeout=0):
             store.registry.mark_crashed_runs()
             store.registry.retire_tainted()
-            return _run_locked(settings, store, method, progress, world)
+            return _run_locked(settings, store, method, reward, progress, world)
     except Timeout:
         return NightResult("already-running", None, None, ("Another night is running in this home already.",))
 
@@ -108,7 +117,9 @@ def hours_until_due(store: Store, now: datetime) -> float:
     return max(0.0, left.total_seconds() / 3600)
 
 
-def _run_locked(settings: Settings, store: Store, method: Method, progress: Progress, world: World) -> NightResult:
+def _run_locked(
+    settings: Settings, store: Store, method: Method, reward: Path | None, progress: Progress, world: World
+) -> NightResult:
     settings = settings.model_copy(update={"night": settings_for(settings.night, method)})
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
@@ -116,9 +127,11 @@ def _run_locked(settings: Settings, store: Store, method: Method, progress: Prog
     folder.mkdir(parents=True)
     store.registry.start_run(run_id)
     steps = ProgressLog(folder / "progress.jsonl", progress)
-    night = _Night(settings, store, method, run_id, folder, steps, world)
+    night = _Night(settings, store, method, reward, run_id, folder, steps, world)
     try:
         return _night(night, now)
+    except NotYet as reason:
+        return _finish(night, "skipped", str(reason))
     except (FinetuneError, AssistantError, StoreError) as error:
         return _finish(night, "failed", str(error))
     except Exception as error:  # the edge of the night: whatever happened, the run's row says that it failed
@@ -142,29 +155,28 @@ def _night(night: _Night, now: datetime) -> NightResult:
     items = [TrainItem(int(example.person), example.ids) for example in (*data.train, *data.heldout)]
     night.store.registry.record_training(night.run_id, items)
     live = night.store.registry.live()
-    made = train_and_write(base, settings, data.train, settings.adapters_dir, night.run_id, night.progress, night.world)
-    _note_training(night, made)
-    if made.adapter.id == live.adapter_id:
+    adapter = _train(night, base, data)
+    if adapter.id == live.adapter_id:
         return _finish(night, "skipped", "Nothing has changed since the adapter that is live: tonight's is the same.")
-    if night.store.registry.was_live(made.adapter.id):  # a person's rollback must outlast the night
+    if night.store.registry.was_live(adapter.id):  # a person's rollback must outlast the night
         return _finish(
             night,
             "skipped",
-            f"Nothing has changed since {made.adapter.id} was taken out of service: tonight's is the same. "
+            f"Nothing has changed since {adapter.id} was taken out of service: tonight's is the same. "
             "Promote it by hand, or wait for new votes.",
         )
     night.progress("examine", 0, 1)
     try:
-        verify_adapter(made.adapter.folder, base.id)  # from the disk, as the app will read it
+        verify_adapter(adapter.folder, base.id)  # from the disk, as the app will read it
     except AdapterError as error:
         return _finish(night, "refused", str(error))
-    candidate, examined, limits = _examine(night, base, data, made, live)
+    candidate, examined, limits = _examine(night, base, data, adapter, live)
     decision = decide(candidate.measures, examined.measures, limits)
     _note_decision(night, decision, candidate, examined)
     if not decision.passed:
-        night.store.registry.register_adapter(made.adapter.id, base.id, night.run_id, _metrics(candidate), "refused")
+        night.store.registry.register_adapter(adapter.id, base.id, night.run_id, _metrics(candidate), "refused")
         return _finish(night, "refused", *decision.reasons)
-    return _promote(night, base, made, candidate, live)
+    return _promote(night, base, adapter, candidate, live)
 
 
 def _too_little(votes: Votes, data: NightData, method: Method, min_votes: int) -> str:
@@ -209,6 +221,33 @@ def _freeze(night: _Night, data: NightData, base: Base | None) -> None:
     (night.folder / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
 
 
+def _train(night: _Night, base: Base, data: NightData) -> AdapterInfo:
+    """Train tonight's adapter, and note how it went."""
+    settings = night.settings
+    if night.method == "ppo":
+        staged = train_in_stages(base, settings, data.train, data.heldout, night.reward, night.run_id, night.progress)
+        _note_stages(night, staged)
+        return staged.policy.adapter
+    made = train_and_write(base, settings, data.train, settings.adapters_dir, night.run_id, night.progress, night.world)
+    _note_training(night, made)
+    return made.adapter
+
+
+def _note_stages(night: _Night, staged: StagedRun) -> None:
+    trained = staged.policy.trained
+    night.history = trained.history
+    night.report |= staged.report()
+    night.report["training"] = {
+        **staged.counts,
+        "iterations": len(trained.history) - 1,
+        "chosen_iteration": trained.chosen,
+        "stopped_at_the_kl_limit": trained.stopped,
+        "seconds_of_ppo": round(trained.seconds, 1),
+        "peak_gb": round(peak_gb(), 2),
+    }
+    night.report["candidate"] = staged.policy.adapter.id
+
+
 def _note_training(night: _Night, made: TrainingRun) -> None:
     night.history = made.trained.history
     one_sided = night.report["counts"]["one_sided_thumbs"] + made.counts["one_sided_thumbs"]
@@ -225,11 +264,11 @@ def _note_training(night: _Night, made: TrainingRun) -> None:
 
 
 def _examine(
-    night: _Night, base: Base, data: NightData, made: TrainingRun, live: Live
+    night: _Night, base: Base, data: NightData, adapter: AdapterInfo, live: Live
 ) -> tuple[Findings, Findings, Limits]:
     """Measure the candidate and what is live, on the model as it is served."""
     with open_room(base, night.settings, data.heldout, night.progress, night.world) as room:
-        candidate = room.examine(room.load(made.adapter.folder))
+        candidate = room.examine(room.load(adapter.folder))
         against: str | None = None
         if live.adapter_id is not None:
             try:
@@ -253,25 +292,25 @@ def _note_decision(night: _Night, decision: Decision, candidate: Findings, live:
     night.report["flawed_replies"] = [candidate.replies.replies[i] for i in candidate.replies.flawed]
 
 
-def _promote(night: _Night, base: Base, made: TrainingRun, candidate: Findings, live: Live) -> NightResult:
+def _promote(night: _Night, base: Base, adapter: AdapterInfo, candidate: Findings, live: Live) -> NightResult:
     """Register the adapter and move the pointer, unless somebody moved it since the night began."""
     registry = night.store.registry
-    registry.register_adapter(made.adapter.id, base.id, night.run_id, _metrics(candidate), "ready")
-    registry.set_adapter_state(made.adapter.id, "ready")  # the same adapter may have been refused in an earlier night
-    night.adapter_id = made.adapter.id
+    registry.register_adapter(adapter.id, base.id, night.run_id, _metrics(candidate), "ready")
+    registry.set_adapter_state(adapter.id, "ready")  # the same adapter may have been refused in an earlier night
+    night.adapter_id = adapter.id
     night.progress("promote", 0, 1)
     try:
-        registry.promote(made.adapter.id, live.generation)
+        registry.promote(adapter.id, live.generation)
     except StaleGeneration:
         return _finish(
             night,
             "refused",
-            f"What is live was changed while the night was running. Look at {made.adapter.id} and promote it by hand.",
+            f"What is live was changed while the night was running. Look at {adapter.id} and promote it by hand.",
         )
     except TaintedAdapter as error:  # somebody was erased, or withdrew, while the night was running
         return _finish(night, "refused", str(error))
     night.progress("promote", 1, 1)
-    return _finish(night, "promoted", f"{made.adapter.id} passed every check and is live.")
+    return _finish(night, "promoted", f"{adapter.id} passed every check and is live.")
 
 
 def _finish(night: _Night, outcome: Outcome, *reasons: str) -> NightResult:

@@ -39,6 +39,7 @@ TAKES: Mapping[Method, str] = {
     "kto": "thumbs or choices",
     "rankings": "rankings",
     "reward": "choices",
+    "ppo": "votes",
 }
 """What each method learns from, in a word."""
 
@@ -63,5 +64,5 @@ def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> s
     if method in ("auto", "kto") and held["thumb-up"] + held["thumb-down"]:
         return ONE_SIDED
     there = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in held.items() if count)
-    fitting = [f"--method {other}" for other in NIGHT_METHODS if select_method(examples, other)]
+    fitting = [f"--method {other}" for other in NIGHT_METHODS if other != "ppo" and select_method(examples, other)]
     return f"--method {method} learns from {TAKES[method]}, and there are only {there}. Take {' or '.join(fitting)}."

@@ -34,7 +34,16 @@ def train(args: argparse.Namespace, settings: Settings, run_id: str) -> int:
     with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
         base = resolve_base(settings)
         made = train_and_write_policy(
-            base, settings, examples, args.reward, args.start, args.ptx, Path(folder), run_id, bar
+            base,
+            settings,
+            examples,
+            [e for e in examples if e.demonstrated],
+            args.reward,
+            args.start,
+            args.ptx,
+            Path(folder),
+            run_id,
+            bar,
         )
         if args.out.exists():
             args.out.rmdir()

@@ -43,25 +43,30 @@ def train_and_write_policy(
     base: Base,
     settings: Settings,
     examples: Sequence[Example],
+    demonstrations: Sequence[Example],
     reward_folder: Path,
     start_folder: Path | None,
     ptx_file: Path | None,
     adapters_dir: Path,
     run_id: str,
     progress: Progress = silent,
+    *,
+    keep_samples: bool = True,
 ) -> PolicyRun:
     """Train a policy on the prompts of examples and write its adapter, with a line an iteration beside it.
 
     Args:
         base: the frozen base.
         settings: the night's training settings and the cache folder.
-        examples: their prompts are replied to; demonstrations among them stay likely (PPO-ptx).
+        examples: their prompts are replied to.
+        demonstrations: stay likely (PPO-ptx).
         reward_folder: of the reward model.
         start_folder: the adapter that policy and reference begin as; None is the bare base.
         ptx_file: text whose lines stay likely, too.
         adapters_dir: where the adapter's folder goes.
         run_id: the run that makes it.
         progress: told after each iteration.
+        keep_samples: whether a few replies are written beside the adapter, too.
 
     Raises:
         BadReward, AdapterError: the reward model or the start may not be used.
@@ -72,11 +77,11 @@ def train_and_write_policy(
         torch.set_num_threads(settings.threads)
     night = settings.night
     reward = read_reward(reward_folder, base.id)
-    start = None if start_folder is None else _read_start(start_folder, base.id)
+    start = read_start(start_folder, base.id)
     tokenizer, model = load_tokenizer(base), load_trainable(base)
     max_tokens = min(night.max_tokens, context_tokens(model))
-    prompts, too_long = _encode_prompts(tokenizer, examples, max_tokens - night.ppo_reply_tokens)
-    shown, _ = encode_examples(tokenizer, [e for e in examples if e.demonstrated], max_tokens)
+    prompts, too_long = encode_prompts(tokenizer, examples, max_tokens - night.ppo_reply_tokens)
+    shown, _ = encode_examples(tokenizer, demonstrations, max_tokens)
     anchors = anchor_examples(model, tokenizer, examples, night.anchor_share, settings.cache_dir, base.id, progress)
     ptx = [e.rows[0] for e in (*shown, *anchors)]
     ptx += text_rows(tokenizer, ptx_file, max_tokens) if ptx_file else []
@@ -93,13 +98,14 @@ def train_and_write_policy(
         template_hash=template_hash(tokenizer),
         run_id=run_id,
     )
-    write_history(adapter.folder / HISTORY, trained)
+    write_history(adapter.folder / HISTORY, trained, keep_samples=keep_samples)
     return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx))
 
 
-def write_history(path: Path, trained: TrainedPolicy) -> None:
-    """Write a line an iteration: its numbers and a few of its replies."""
-    lines = [{**numbers, "samples": texts} for numbers, texts in zip(trained.history, trained.samples, strict=True)]
+def write_history(path: Path, trained: TrainedPolicy, *, keep_samples: bool = True) -> None:
+    """Write a line an iteration: its numbers, and a few of its replies where they are kept."""
+    samples = [{"samples": texts} if keep_samples else {} for texts in trained.samples]
+    lines = [{**numbers, **texts} for numbers, texts in zip(trained.history, samples, strict=True)]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -120,12 +126,19 @@ def text_rows(tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int) -
     return rows
 
 
-def _read_start(folder: Path, base_id: str) -> StartAdapter:
+def read_start(folder: Path | None, base_id: str) -> StartAdapter | None:
+    """Read the adapter to begin at; None, the bare base, stays None.
+
+    Raises:
+        AdapterError: it is missing, damaged or for another base.
+    """
+    if folder is None:
+        return None
     info = verify_adapter(folder, base_id)
     return StartAdapter(load_tensors(info), info.rank, info.alpha)
 
 
-def _encode_prompts(
+def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_tokens: int
 ) -> tuple[list[tuple[int, ...]], int]:
     """Encode the distinct prompts that fit, and count those that do not."""

@@ -11,7 +11,11 @@ PLOTS = (
     ("accuracy", "Training accuracy"),
     ("margin", "Reward margin"),
     ("chosen_logp", "Chosen log-prob."),
-    ("kl", "KTO's divergence"),
+    ("reward", "Mean reward"),
+    ("kl", "KL"),
+    ("entropy", "Entropy"),
+    ("clip_fraction", "Clip fraction"),
+    ("length", "Tokens a reply"),
 )
 
 
@@ -60,6 +64,7 @@ def render_markdown(report: dict[str, Any], has_plot: bool) -> str:
         )
     if report.get("notes"):
         lines += ["", "## What was left out or changed", "", *(f"- {note}" for note in report["notes"])]
+    lines += _side_by_side(report)
     for title, name in (("Votes", "counts"), ("Training", "training")):
         if report.get(name):
             lines += ["", f"## {title}", "", "| | |", "|---|---|"]
@@ -67,6 +72,27 @@ def render_markdown(report: dict[str, Any], has_plot: bool) -> str:
     if has_plot:
         lines += ["", "![Training](training.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _side_by_side(report: dict[str, Any]) -> list[str]:
+    """Set base, SFT, DPO and PPO side by side, where the night made them."""
+    if not report.get("side_by_side"):
+        return []
+    lines = ["", "## Side by side", ""]
+    if found := report["reward_model"]:
+        where = f"{found['low']:.3f} to {found['high']:.3f}, {found['n']} pairs"
+        lines += [f"Tonight's reward model: held-out accuracy {found['accuracy']:.3f} (95 % {where}).", ""]
+    lines += ["| | held-out accuracy (95 %) | by log-prob. a token | mean reward (± SE) | KL to PPO's start | tokens |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in report["side_by_side"]:
+        accuracy = f"{row['accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        gained = f"{row['reward']:.3f} ± {row['reward_error']:.3f}"
+        lines.append(
+            f"| {row['name']} | {accuracy} | {row['token_logprob_accuracy']:.3f} | {gained} | {row['kl']:.3f} "
+            f"| {row['length']:.1f} |"
+        )
+    lines += ["", "Rewards are of one fresh reply to each held-out prompt; KL in nats a token of these replies."]
+    return lines
 
 
 def plain(value: Any) -> Any:

@@ -78,7 +78,7 @@ def _people_to_hold_out(examples: Sequence[Example], share: float, seed: int) ->
     wanted = share * len(examples)
     chosen: list[str] = []
     held = 0
-    for person in sorted(counts, key=lambda name: _draw(seed, f"person {name}")):
+    for person in sorted(counts, key=lambda name: draw(seed, f"person {name}")):
         if len(counts) > 1 and held < 0.75 * wanted and held + counts[person] <= 2 * wanted:
             chosen.append(person)
             held += counts[person]
@@ -94,7 +94,7 @@ def _groups_to_hold_out(examples: Sequence[Example], groups: Sequence[int], shar
         return set()
     # A group is drawn by its oldest conversation, so that later votes do not move it to the other side.
     draws = {
-        group: _draw(seed, min((examples[i].created_at, examples[i].conversation) for i in indexes)[1])
+        group: draw(seed, min((examples[i].created_at, examples[i].conversation) for i in indexes)[1])
         for group, indexes in members.items()
     }
     chosen: set[int] = set()
@@ -131,16 +131,16 @@ def leak_names(examples: Iterable[Example]) -> set[tuple[str, str]]:
 
 
 def _names(example: Example) -> tuple[tuple[str, str], tuple[str, str]]:
-    return ("conversation", f"{example.person}/{example.conversation}"), ("prompt", _bare_prompt(example))
+    return ("conversation", f"{example.person}/{example.conversation}"), ("prompt", bare_prompt(example))
 
 
-def _bare_prompt(example: Example) -> str:
+def bare_prompt(example: Example) -> str:
     """The conversation without its system prompt, case and spacing: the same question under another preset counts."""
     turns = [t for t in example.prompt if t["role"] != "system"]
     return "\n".join(f"{t['role']}: {' '.join(t['content'].casefold().split())}" for t in turns)
 
 
-def _draw(seed: int, name: str) -> float:
+def draw(seed: int, name: str) -> float:
     """A number in [0, 1) that only seed and name decide."""
     digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64

@@ -268,20 +268,25 @@ class ExaminationRoom:
         """Compute the pairs' log-probabilities under a loaded adapter."""
         return score_rows(self.served, self.pairs, adapter_id, self._cache, self._progress, self._world)
 
-    def examine(self, adapter_id: str | None) -> Findings:
-        """Measure a loaded adapter, or the bare base for None; rank 0 does, and asks the others to score with it."""
+    def rank(self, adapter_id: str | None) -> Preferences:
+        """Rank the pairs with a loaded adapter, or the bare base for None."""
         rows = self._base_rows
-        perplexity = self._base_perplexity
         if adapter_id is not None:
             self._world.tell(self._folders[adapter_id])
             rows = self.score(adapter_id)
+        return rank_preferences(self.pairs, rows, self._base_rows)
+
+    def examine(self, adapter_id: str | None) -> Findings:
+        """Measure a loaded adapter, or the bare base for None; rank 0 does, and asks the others to score with it."""
+        preferences = self.rank(adapter_id)
+        perplexity = self._base_perplexity
+        if adapter_id is not None:
             perplexity = fixed_text_perplexity(self.served, adapter_id)
         engine = LocalEngine(self.served, self._settings)  # only now: a running engine owns the model
         try:
             replies = answer_fixed_prompts(engine, adapter_id, self._settings.sampling)
         finally:
             engine.close()
-        preferences = rank_preferences(self.pairs, rows, self._base_rows)
         return Findings(preferences, perplexity, self._base_perplexity, replies)
 
 

@@ -122,6 +122,17 @@ def test_padding_on_the_right_without_a_mask_changes_no_log_probability() -> Non
     assert together.tolist() == pytest.approx(row_logps(model, rows), abs=1e-4)
 
 
+def test_the_attention_for_short_rows_takes_padding_on_the_left() -> None:
+    """A padded token looks at nothing, and its NaN reached every token after it."""
+    model = tiny_model()
+    ids = torch.tensor([[2, 2, 2, 40, 41], [30, 31, 32, 33, 34]])
+    mask = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    asked = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    with torch.no_grad(), short_rows(model):
+        padded, alone = model(**asked).logits[0, -2:], model(input_ids=ids[:1, -2:]).logits[0]
+    torch.testing.assert_close(padded, alone)
+
+
 def test_the_attention_for_short_rows_equals_sdpa_in_values_and_gradients() -> None:
     model, examples = tiny_model(), mixture()
     model.set_attn_implementation("sdpa")

@@ -1,0 +1,244 @@
+"""A night of PPO: supervised fine-tuning, then a reward model, then PPO against it, and all of it side by side.
+
+    demonstrations → SFT ─┐
+    comparisons → reward ─┴→ PPO from SFT, on a leash to SFT     beside it: DPO on all comparisons
+
+The adapters of the other stages are made in a folder that goes when the night's training ends: they are compared with,
+and never answer anybody.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assistant.adapters import load_tensors, verify_adapter
+from assistant.loading import Base, load_tokenizer, load_trainable
+from assistant.settings import Settings
+from finetune.attention import short_rows
+from finetune.errors import NothingToLearn, NotYet
+from finetune.examples import Example, select_method, settings_for
+from finetune.ppo_models import Models, attach_models, sample_scored
+from finetune.ppo_workshop import PolicyRun, encode_prompts, read_start, train_and_write_policy
+from finetune.progress import Progress, silent
+from finetune.reward_folder import read_reward
+from finetune.reward_workshop import RewardFindings, examine_reward, train_and_write_reward
+from finetune.stages import Stages, divide_stages
+from finetune.workshop import context_tokens, open_room, train_and_write
+
+STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """How one of base, SFT, DPO and PPO does on what is held out."""
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    """95 % interval of the held-out preference accuracy by log-ratio to the base."""
+    token_logprob_accuracy: float
+    reward: float
+    """Mean of the reward model's scores of fresh replies to held-out prompts."""
+    reward_error: float
+    """Its standard error."""
+    kl: float
+    """Nats a token from where PPO began."""
+    length: float
+    """Tokens a reply."""
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """A written policy, what it was trained with, and what it is compared with."""
+
+    policy: PolicyRun
+    counts: dict[str, int]
+    """Prompts of each stage."""
+    reward: RewardFindings | None
+    """None where a reward model was named."""
+    contenders: tuple[Contender, ...]
+
+    def report(self) -> dict[str, Any]:
+        """In the shape of the night's report."""
+        found = self.reward
+        learned = {"accuracy": found.accuracy, "low": found.low, "high": found.high, "n": found.n} if found else None
+        return {"reward_model": learned, "side_by_side": [asdict(contender) for contender in self.contenders]}
+
+
+def train_in_stages(
+    base: Base,
+    settings: Settings,
+    examples: Sequence[Example],
+    heldout: Sequence[Example],
+    reward_folder: Path | None,
+    run_id: str,
+    progress: Progress = silent,
+) -> StagedRun:
+    """Train every stage, and write the policy's adapter among the home's.
+
+    Args:
+        base: the frozen base.
+        settings: of this home.
+        examples: of every kind, already weighted.
+        heldout: preference pairs, apart from those.
+        reward_folder: a reward model to follow instead of tonight's.
+        run_id: the run that makes it.
+        progress: told after each step.
+
+    Raises:
+        NotYet: the votes do not carry a reward model that is better than chance, or leave no prompt.
+        BadReward: the named reward model may not be used.
+        NothingToLearn, TrainingAborted: no adapter was written.
+    """
+    stages = divide_stages(examples, settings.night, reward_named=reward_folder is not None)
+    _require_prompts(stages, reward_folder)
+    for left in settings.runs_dir.glob(f"*/{STAGES}"):  # of nights that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = settings.runs_dir / run_id / STAGES
+    folder.mkdir(parents=True)
+    try:
+        found = None
+        if reward_folder is None:
+            reward_folder = folder / "reward"
+            found = _learn_reward(base, settings, stages, heldout, reward_folder, run_id, progress)
+        made: dict[str, Path | None] = {"base": None}
+        if stages.demonstrations:
+            made["sft"] = _train(base, settings, select_method(stages.demonstrations, "sft"), folder, run_id, progress)
+        if compared := select_method(examples, "dpo"):
+            dpo = settings.model_copy(update={"night": settings_for(settings.night, "dpo")})
+            made["dpo"] = _train(base, dpo, compared, folder, run_id, progress)
+        start = made.get("sft")
+        policy = train_and_write_policy(
+            base,
+            settings,
+            stages.asked,
+            stages.demonstrations,
+            reward_folder,
+            start,
+            None,
+            settings.adapters_dir,
+            run_id,
+            progress,
+            keep_samples=False,  # replies to people's prompts may repeat people's words
+        )
+        made["ppo"] = policy.adapter.folder
+        contenders = compare_stages(base, settings, made, start, reward_folder, heldout, progress)
+        return StagedRun(policy, stages.counts(), found, contenders)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def compare_stages(
+    base: Base,
+    settings: Settings,
+    folders: Mapping[str, Path | None],
+    start: Path | None,
+    reward_folder: Path,
+    heldout: Sequence[Example],
+    progress: Progress = silent,
+) -> tuple[Contender, ...]:
+    """Examine adapters side by side, on held-out pairs as they are served, and by fresh replies to their prompts.
+
+    Args:
+        base: the frozen base.
+        settings: of this home.
+        folders: a name to each adapter's folder; None is the bare base.
+        start: where PPO began, of whose rank they all are; None is the bare base.
+        reward_folder: of the reward model.
+        heldout: preference pairs.
+        progress: told as rows are scored.
+    """
+    replies = _measure_replies(base, settings, folders, start, reward_folder, heldout, progress)
+    with open_room(base, settings, heldout, progress) as room:
+        ranked = {name: room.rank(room.load(folder) if folder else None) for name, folder in folders.items()}
+    return tuple(
+        Contender(name, p.accuracy, p.low, p.high, p.token_logprob_accuracy, **replies[name])
+        for name, p in ranked.items()
+    )
+
+
+def _require_prompts(stages: Stages, reward_folder: Path | None) -> None:
+    if reward_folder is None and not stages.comparisons:
+        raise NotYet(
+            "No choice is left to learn a reward model from, because their prompts have demonstrations or are kept for "
+            "PPO. Compare more replies, or name a reward model with --reward DIR."
+        )
+    if not stages.asked:
+        raise NotYet(
+            "No prompt is left for PPO beside those of the demonstrations and of the reward model. Collect more votes, "
+            "or set NIGHTSCHOOL_NIGHT__PPO_SHARED_PROMPTS=true."
+        )
+
+
+def _learn_reward(
+    base: Base,
+    settings: Settings,
+    stages: Stages,
+    heldout: Sequence[Example],
+    folder: Path,
+    run_id: str,
+    progress: Progress,
+) -> RewardFindings:
+    """Train the night's reward model; one that may be no better than chance ends the night."""
+    train_and_write_reward(base, settings, [*stages.comparisons, *stages.demonstrations], folder, run_id, progress)
+    found = examine_reward(base, settings, heldout, folder, progress)
+    if found.low <= 0.5:
+        raise NotYet(
+            f"Tonight's reward model is right on {found.accuracy:.1%} of {found.n} held-out pairs (95 %: "
+            f"{found.low:.1%} to {found.high:.1%}): that may be chance, and PPO would follow noise. Collect more "
+            "choices, or name a reward model with --reward DIR."
+        )
+    return found
+
+
+def _train(
+    base: Base, settings: Settings, examples: Sequence[Example], folder: Path, run_id: str, progress: Progress
+) -> Path:
+    return train_and_write(base, settings, examples, folder, run_id, progress).adapter.folder
+
+
+def _measure_replies(
+    base: Base,
+    settings: Settings,
+    folders: Mapping[str, Path | None],
+    start: Path | None,
+    reward_folder: Path,
+    heldout: Sequence[Example],
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """Sample each adapter's replies to the held-out prompts, and score them."""
+    night = settings.night
+    reward, begun = read_reward(reward_folder, base.id), read_start(start, base.id)
+    tokenizer, model = load_tokenizer(base), load_trainable(base)
+    max_tokens = min(night.max_tokens, context_tokens(model)) - night.ppo_reply_tokens
+    prompts = encode_prompts(tokenizer, heldout, max_tokens)[0][: night.ppo_prompts]
+    if not prompts:
+        raise NothingToLearn("Every held-out prompt is longer than the model's context. Vote on shorter ones, too.")
+    found: dict[str, dict[str, float]] = {}
+    with short_rows(model), attach_models(model, night, begun, reward) as models:
+        score = models.learned_reward(reward.head)
+        for number, (name, folder) in enumerate(folders.items(), 1):
+            _become(models, folder, base.id)
+            chance = torch.Generator(model.device).manual_seed(night.seed)
+            replies = sample_scored(models, tokenizer, prompts, score, night.ppo_reply_tokens, chance)
+            numbers = replies.numbers()
+            error = float(replies.scores.std()) / math.sqrt(len(prompts))
+            found[name] = {"reward": numbers["reward"], "reward_error": error}
+            found[name] |= {key: numbers[key] for key in ("kl", "length")}
+            progress("side by side", number, len(folders))
+    return found
+
+
+def _become(models: Models, folder: Path | None, base_id: str) -> None:
+    """Make the policy an adapter's, or the bare base's."""
+    policy = models.adapters["policy"]
+    if folder is None:
+        policy.load({name: torch.zeros_like(tensor) for name, tensor in policy.tensors().items()})
+    else:
+        policy.load(load_tensors(verify_adapter(folder, base_id)))
