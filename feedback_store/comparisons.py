@@ -10,7 +10,7 @@ from sqlite_utils import Database
 from feedback_store.checks import check_choice, check_text, to_json
 from feedback_store.connection import Row, one_row, rows
 from feedback_store.conversations import own_message
-from feedback_store.errors import BadInput, NotYours
+from feedback_store.errors import BadInput, ChoiceStands, NotYours
 from feedback_store.items import find_item
 from feedback_store.records import Choice, Comparison, utc_now
 
@@ -47,7 +47,7 @@ def show(
     return _own(db, comparison_id, person_id)
 
 
-def choose(db: Database, comparison_id: str, person_id: int, choice: Choice) -> Comparison:
+def choose(db: Database, comparison_id: str, person_id: int, choice: Choice, named: bool) -> Comparison:
     """Store a choice with what it is about; the same again changes nothing. See Votes.choose."""
     check_choice(choice, CHOICES, "The choice")
     shown = _own(db, comparison_id, person_id)
@@ -56,6 +56,8 @@ def choose(db: Database, comparison_id: str, person_id: int, choice: Choice) -> 
             raise BadInput("Both replies must be finished before one is chosen; wait, or ask again.")
     if shown.choice == choice:
         return shown
+    if shown.choice and named:
+        raise ChoiceStands
     now = utc_now()
     item = find_item(db, shown.prompt_message_id, shown.left_message_id, shown.right_message_id)
     db.execute(

@@ -2,7 +2,8 @@
 
 StoreError               every message is one sentence a person can act on
 ├── BadInput             a value that may not be stored              (the person who sent it)
-│   └── SamePassword     a new password that is the old one          (the person who typed it)
+│   ├── SamePassword     a new password that is the old one          (the person who typed it)
+│   └── ChoiceStands     another choice, after the sides were named  (the person who chose)
 ├── NotYours             absent, or somebody else's: never told apart (the person who asked)
 ├── NotOurFile           the file belongs to another program         (operator)
 ├── NewerStore           a later Nightschool wrote the file          (operator)
@@ -30,6 +31,13 @@ class SamePassword(BadInput):
 
     def __init__(self) -> None:
         super().__init__("The new password is the one until now; choose another one.")
+
+
+class ChoiceStands(BadInput):
+    """What was chosen blind is not changed by somebody who has seen since what each side was."""
+
+    def __init__(self) -> None:
+        super().__init__("Your first choice stands, because you have seen since what each side was.")
 
 
 class NotYours(StoreError):

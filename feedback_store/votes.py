@@ -148,15 +148,19 @@ class Votes:
         with self._connections.write() as db:
             return comparisons.show(db, person_id, prompt_message_id, (left_message_id, right_message_id), hidden)
 
-    def choose(self, comparison_id: str, person_id: int, choice: Choice) -> Comparison:
+    def choose(self, comparison_id: str, person_id: int, choice: Choice, *, named: bool = False) -> Comparison:
         """Store the choice between two replies; it may be changed, and its history is kept.
 
+        Args:
+            named: whether a choice is answered with what each side was, so that the first one stands.
+
         Raises:
+            ChoiceStands: another choice after that.
             NotYours: the comparison is absent or was shown to somebody else.
             BadInput: a reply is not finished, or the choice is none of CHOICES.
         """
         with self._connections.write() as db:
-            return comparisons.choose(db, comparison_id, person_id, choice)
+            return comparisons.choose(db, comparison_id, person_id, choice, named)
 
     def comparisons(self, person_id: int, limit: int = 50) -> list[Comparison]:
         """Return a person's comparisons, newest first."""

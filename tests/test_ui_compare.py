@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 
 from assistant.errors import EngineBusy
-from feedback_store.errors import StoreError
+from feedback_store.errors import ChoiceStands, StoreError
 from tests.ui_support import RefusingEngine, World, fixed_script, leave_after, make_world, play, request_of
 from ui.compare import ComparePage, Round
 from ui.texts import ENGLISH
@@ -61,6 +61,16 @@ def test_every_choice_is_stored(world: World, choice: str) -> None:
     assert (shown.choice, shown.notice) == (choice, ENGLISH.choice_saved)
     assert world.store.votes.comparisons(world.person)[0].choice == choice
     assert world.compare.past(world.person) == [("Which is better?", choice)]
+
+
+def test_who_has_seen_what_the_sides_were_chooses_no_other(world: World) -> None:
+    """The page offers no second choice, but its event could be sent; nothing told that it was not blind."""
+    world.engine.script = fixed_script("one", "two")
+    first = world.compare.choose(world.person, ask(world).key, "left")
+    again = world.compare.choose(world.person, first.key, "right")
+    assert (again.stage, again.choice, again.notice) == ("chosen", "left", str(ChoiceStands()))
+    assert world.compare.choose(world.person, first.key, "left").notice == ENGLISH.choice_saved
+    assert world.store.votes.comparisons(world.person)[0].choice == "left"
 
 
 def test_sides_are_drawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

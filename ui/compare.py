@@ -15,7 +15,7 @@ import gradio as gr
 
 from assistant.settings import Settings
 from feedback_store import Store
-from feedback_store.errors import StoreError
+from feedback_store.errors import ChoiceStands, StoreError
 from feedback_store.records import Choice, Comparison, Message
 from ui.door import is_limited, visitor
 from ui.events import SHORT, STREAMED
@@ -102,9 +102,11 @@ class CompareDesk:
         self._replies.stop(key, person)
 
     def choose(self, person: int, key: str, choice: Choice) -> Round:
-        """Store the choice and show what each side was."""
+        """Store the choice and show what each side was. Who has seen that has no other choice."""
         try:
-            comparison = self._store.votes.choose(key, person, choice)
+            comparison = self._store.votes.choose(key, person, choice, named=True)
+        except ChoiceStands as error:
+            return replace(self.reopen(person, key), notice=self._texts.error(error))
         except StoreError as error:
             return replace(self.open(person), notice=self._texts.error(error), keep=None)
         return replace(self._round(comparison), notice=self._texts.choice_saved)

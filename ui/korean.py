@@ -258,6 +258,7 @@ KOREAN: Final = Texts(
         store_errors.StoreBusy: "다른 프로그램이 저장 파일을 쓰고 있습니다. 잠시 후 다시 해 주세요.",
         store_errors.DiskFull: "디스크에 자리가 없어 저장하지 못했습니다. 자리를 만든 뒤 다시 해 주세요.",
         store_errors.TaintedAdapter: "학습에 쓰인 사람이 동의를 거두어 쓸 수 없는 어댑터입니다. 다른 것을 골라 주세요.",
+        store_errors.ChoiceStands: "각 답변이 무엇이었는지 이미 공개되었으므로 처음 선택이 유지됩니다.",
         store_errors.NotYours: "이 대화에서 찾을 수 없습니다. 페이지를 새로 고쳐 주세요.",
         store_errors.StaleGeneration: "그사이 다른 어댑터가 적용되었습니다. 새로 고친 뒤 다시 해 주세요.",
         store_errors.UnknownAdapter: "그런 어댑터가 없습니다. 새로 고친 뒤 다시 골라 주세요.",
