@@ -25,7 +25,8 @@ chat: setup
 # Made for two cores. The tests of the page wait as much as they compute, so they are three at a time; those that compute
 # with the real model are one a core, and come last, the longest of them first.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not model and not slow and not gpu" -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not model and not timed and not slow and not gpu" -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timed and not slow and not gpu"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "model and not slow and not gpu" -n 2 tests/test_readme.py tests
 
 test-quick: setup

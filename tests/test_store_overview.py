@@ -106,6 +106,7 @@ def test_stats_tell_how_people_vote(store: Store, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.long
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", ["comparisons", "thumbs"])
 def test_a_hundred_thousand_votes_are_counted_within_a_second(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "nightschool.db"

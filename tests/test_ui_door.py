@@ -344,6 +344,7 @@ def test_a_handler_learns_for_whom_it_works_and_works_for_nobody_else(running: R
             visitor(nobody)
 
 
+@pytest.mark.timed
 def test_fifty_logins_at_once_keep_the_app_answering(home: Path) -> None:
     """Hashing happens in two threads of its own; whoever does not fit into their queue is told to come back."""
     with open_app(home, logins_per_address=1000, logins_per_account=1000) as (_, client):

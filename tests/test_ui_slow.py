@@ -217,6 +217,7 @@ def slowest_health(client: httpx.Client, until: Callable[[], bool]) -> float:
     return longest
 
 
+@pytest.mark.timed
 def test_a_slow_database_stops_neither_health_nor_another_persons_stream(
     served: tuple[World, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def test_a_slow_database_stops_neither_health_nor_another_persons_stream(
     assert other.longest_gap(began, ended) < 0.8
 
 
+@pytest.mark.timed
 def test_votes_that_wait_for_the_database_keep_nobody_elses_question_waiting(
     served: tuple[World, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +277,7 @@ def thumb_up(browser: Browser) -> int:
     return next(int(event["id"]) for event in events_of(browser) if event["api_name"] == "thumb_up")
 
 
+@pytest.mark.timed
 def test_fifty_logins_at_once_do_not_hold_up_a_stream(home: Path) -> None:
     """In a process of its own, so that what is measured is the app and not this test."""
     store = open_in(home / "nightschool.db")
