@@ -65,9 +65,9 @@ def attend(
     Args:
         module: the attention layer.
         query: (B, heads, T, d)
-        key: (B, key heads, T, d)
-        value: (B, key heads, T, d)
-        attention_mask: (B or 1, 1, T, T) whether a token looks at another; None where only causality masks.
+        key: (B, key heads, S, d); S is T, or more where one token follows a cache.
+        value: (B, key heads, S, d)
+        attention_mask: (B or 1, 1, T, S) whether a token looks at another; None where only causality masks.
         dropout: 0 here, always.
         scaling: None is 1 / √d.
         extras: what the model's layer passes besides.
@@ -76,8 +76,9 @@ def attend(
         (B, T, heads, d), and None for the weights.
     """
     batch, heads, length, width = query.shape
-    short = length <= (SHORT if attention_mask is None else MASKED)
-    plain = short and key.shape[2] == length and dropout == 0
+    seen = key.shape[2]
+    short = seen <= (SHORT if attention_mask is None else MASKED)
+    plain = short and length in (1, seen) and dropout == 0
     if not plain or any(value is not None for name, value in extras.items() if name not in KNOWN):
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extras
@@ -86,12 +87,15 @@ def attend(
     key_heads = key.shape[1]
     # Heads that share a key are stacked into longer rows, so that no key is copied.
     stacked = query.reshape(batch, key_heads, heads // key_heads * length, width)
-    scores = stacked @ (key * (scaling or width**-0.5)).transpose(-1, -2)
+    scale = scaling or width**-0.5
+    # Of two matrices the transposed one is copied: after a cache the keys are by far the larger ones.
+    onward = length < seen
+    scores = (key @ (stacked * scale).mT).mT if onward else stacked @ (key * scale).transpose(-1, -2)
     if attention_mask is None:
-        attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device).tril()
+        attention_mask = torch.ones(1, 1, length, seen, dtype=torch.bool, device=query.device).tril(seen - length)
     # Finite: padding on the left looks at nothing, and a softmax over nothing but -inf is NaN for all that follows.
     least = torch.finfo(query.dtype).min
     bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, least)[:, :, None]
-    weights = torch.softmax(scores.view(batch, key_heads, -1, length, length) + bias, dim=-1)
-    mixed = weights.view(batch, key_heads, -1, length) @ value
+    weights = torch.softmax(scores.view(batch, key_heads, -1, length, seen) + bias, dim=-1)
+    mixed = weights.view(batch, key_heads, -1, seen) @ value
     return mixed.view(batch, heads, length, width).transpose(1, 2), None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.batches import Row
@@ -53,10 +54,10 @@ def sample_replies(
             position_ids=positions,
             past_key_values=past,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=torch.tensor([ids.shape[1] - 1]),  # 1 is a view, for which torch copies the head once a row
         )
         past = out.past_key_values
-        drawn = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1, generator=generator)  # (B, 1)
+        drawn = draw_tokens(out.logits[:, -1], generator)
         for reply, token in zip(going, drawn[:, 0].tolist(), strict=True):
             replies[reply].append(token)
         kept = [place for place, reply in enumerate(going) if replies[reply][-1] != stop_id]
@@ -71,3 +72,14 @@ def sample_replies(
     return [
         Rollout((prompt, tuple(reply)), reply[-1] == stop_id) for prompt, reply in zip(prompts, replies, strict=True)
     ]
+
+
+def draw_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a token from the softmax of each row: (B, V) to (B, 1).
+
+    By inversion: one random number a row, where torch.multinomial takes one for each word of the vocabulary.
+    """
+    cumulative = logits.float().softmax(-1).cumsum(-1, dtype=torch.float64)
+    points = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
+    drawn = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    return drawn.clamp(max=logits.shape[-1] - 1)

@@ -133,6 +133,16 @@ def test_the_attention_for_short_rows_takes_padding_on_the_left() -> None:
     torch.testing.assert_close(padded, alone)
 
 
+def test_the_attention_for_short_rows_goes_on_from_a_cache() -> None:
+    model = tiny_model()
+    ids = torch.arange(30, 40)[None]
+    with torch.no_grad(), short_rows(model):
+        whole = model(ids).logits[0, -1]
+        past = model(ids[:, :-1], use_cache=True).past_key_values
+        onward = model(ids[:, -1:], past_key_values=past, use_cache=True).logits[0, -1]
+    torch.testing.assert_close(onward, whole)
+
+
 def test_the_attention_for_short_rows_equals_sdpa_in_values_and_gradients() -> None:
     model, examples = tiny_model(), mixture()
     model.set_attn_implementation("sdpa")
