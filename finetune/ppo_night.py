@@ -96,6 +96,8 @@ def train_in_stages(
         BadReward: the named reward model may not be used.
         NothingToLearn, TrainingAborted: no adapter was written.
     """
+    if reward_folder is not None:
+        read_reward(reward_folder, base.id)  # now, not when SFT and DPO have been trained
     stages = divide_stages(examples, settings.night, reward_named=reward_folder is not None)
     _require_prompts(stages, reward_folder)
     for left in settings.runs_dir.glob(f"*/{STAGES}"):  # of nights that were killed

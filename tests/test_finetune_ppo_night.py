@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 
+from assistant.adapters import REWARD_MANIFEST
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.__main__ import main as store_main
@@ -126,6 +127,27 @@ def test_a_named_reward_model_is_followed_instead(
     report = json.loads((settings.runs_dir / result["run"] / "report.json").read_text())
     assert report["reward_model"] is None and [row["name"] for row in report["side_by_side"]] == ["base", "dpo", "ppo"]
     assert report["training"]["reward_prompts"] == 0 and report["training"]["ppo_prompts"] > 20
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [(None, "There is no reward model in"), ("{}", "The reward model in")],
+    ids=["absent", "damaged"],
+)
+def test_a_reward_model_that_may_not_be_used_is_told_before_anything_is_trained(
+    damage: str | None, sentence: str, settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    """It was told when SFT and DPO had been trained, which may take hours."""
+    fill_store(store, QUESTIONS)
+    rewrite(store, 6)
+    if damage is not None:
+        (tmp_path / REWARD_MANIFEST).write_text(damage)
+    heard: list[str] = []
+    result = run_nightly(
+        settings, store, method="ppo", reward=tmp_path, progress=lambda phase, *_, **__: heard.append(phase)
+    )
+    assert result.outcome == "failed" and sentence in result.reasons[0]
+    assert heard == []
 
 
 @pytest.mark.parametrize(
