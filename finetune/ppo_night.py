@@ -9,7 +9,8 @@ and never answer anybody.
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from assistant.loading import Base, load_tokenizer, load_trainable
 from assistant.settings import Settings
 from finetune.attention import short_rows
 from finetune.errors import NothingToLearn, NotYet
-from finetune.examples import Example, select_method, settings_for
+from finetune.examples import Example, Method, select_method, settings_for
 from finetune.ppo_models import Models, attach_models, sample_scored
 from finetune.ppo_workshop import PolicyRun, encode_prompts, read_start, train_and_write_policy
 from finetune.progress import Progress, silent
@@ -100,69 +101,17 @@ def train_in_stages(
         read_reward(reward_folder, base.id)  # now, not when SFT and DPO have been trained
     stages = divide_stages(examples, settings.night, reward_named=reward_folder is not None)
     _require_prompts(stages, reward_folder)
-    for left in settings.runs_dir.glob(f"*/{STAGES}"):  # of nights that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    folder = settings.runs_dir / run_id / STAGES
-    folder.mkdir(parents=True)
-    try:
+    night = _StagedNight(base, settings, heldout, run_id, progress)
+    with _stages_folder(settings.runs_dir, run_id) as folder:
         found = None
         if reward_folder is None:
             reward_folder = folder / "reward"
-            found = _learn_reward(base, settings, stages, heldout, reward_folder, run_id, progress)
+            found = night.learn_reward(stages, reward_folder)
         made: dict[str, Path | None] = {"base": None}
-        if stages.demonstrations:
-            made["sft"] = _train(base, settings, select_method(stages.demonstrations, "sft"), folder, run_id, progress)
-        if compared := select_method(examples, "dpo"):
-            dpo = settings.model_copy(update={"night": settings_for(settings.night, "dpo")})
-            made["dpo"] = _train(base, dpo, compared, folder, run_id, progress)
-        start = made.get("sft")
-        policy = train_and_write_policy(
-            base,
-            settings,
-            stages.asked,
-            stages.demonstrations,
-            reward_folder,
-            start,
-            None,
-            settings.adapters_dir,
-            run_id,
-            progress,
-            keep_samples=False,  # replies to people's prompts may repeat people's words
-        )
+        made |= night.train_supervised(stages, examples, folder)
+        policy = night.train_policy(stages, reward_folder, made.get("sft"))
         made["ppo"] = policy.adapter.folder
-        contenders = compare_stages(base, settings, made, start, reward_folder, heldout, progress)
-        return StagedRun(policy, stages.counts(), found, contenders)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def compare_stages(
-    base: Base,
-    settings: Settings,
-    folders: Mapping[str, Path | None],
-    start: Path | None,
-    reward_folder: Path,
-    heldout: Sequence[Example],
-    progress: Progress = silent,
-) -> tuple[Contender, ...]:
-    """Examine adapters side by side, on held-out pairs as they are served, and by fresh replies to their prompts.
-
-    Args:
-        base: the frozen base.
-        settings: of this home.
-        folders: a name to each adapter's folder; None is the bare base.
-        start: where PPO began, of whose rank they all are; None is the bare base.
-        reward_folder: of the reward model.
-        heldout: preference pairs.
-        progress: told as rows are scored.
-    """
-    replies = _measure_replies(base, settings, folders, start, reward_folder, heldout, progress)
-    with open_room(base, settings, heldout, progress) as room:
-        ranked = {name: room.rank(room.load(folder) if folder else None) for name, folder in folders.items()}
-    return tuple(
-        Contender(name, p.accuracy, p.low, p.high, p.token_logprob_accuracy, **replies[name])
-        for name, p in ranked.items()
-    )
+        return StagedRun(policy, stages.counts(), found, night.compare(made, reward_folder))
 
 
 def _require_prompts(stages: Stages, reward_folder: Path | None) -> None:
@@ -178,63 +127,107 @@ def _require_prompts(stages: Stages, reward_folder: Path | None) -> None:
         )
 
 
-def _learn_reward(
-    base: Base,
-    settings: Settings,
-    stages: Stages,
-    heldout: Sequence[Example],
-    folder: Path,
-    run_id: str,
-    progress: Progress,
-) -> RewardFindings:
-    """Train the night's reward model; one that may be no better than chance ends the night."""
-    train_and_write_reward(base, settings, [*stages.comparisons, *stages.demonstrations], folder, run_id, progress)
-    found = examine_reward(base, settings, heldout, folder, progress)
-    if found.low <= 0.5:
-        raise NotYet(
-            f"Tonight's reward model is right on {found.accuracy:.1%} of {found.n} held-out pairs (95 %: "
-            f"{found.low:.1%} to {found.high:.1%}): that may be chance, and PPO would follow noise. Collect more "
-            "choices, or name a reward model with --reward DIR."
+@contextmanager
+def _stages_folder(runs_dir: Path, run_id: str) -> Iterator[Path]:
+    """Give a run a folder that goes at the end of the block, and with it those that killed nights left."""
+    for left in runs_dir.glob(f"*/{STAGES}"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = runs_dir / run_id / STAGES
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _StagedNight:
+    """What every stage of a night has at hand; a method a stage."""
+
+    base: Base
+    settings: Settings
+    heldout: Sequence[Example]
+    run_id: str
+    progress: Progress
+
+    def learn_reward(self, stages: Stages, folder: Path) -> RewardFindings:
+        """Train the night's reward model; one that may be no better than chance ends the night."""
+        taught = [*stages.comparisons, *stages.demonstrations]
+        train_and_write_reward(self.base, self.settings, taught, folder, self.run_id, self.progress)
+        found = examine_reward(self.base, self.settings, self.heldout, folder, self.progress)
+        if found.low <= 0.5:
+            raise NotYet(
+                f"Tonight's reward model is right on {found.accuracy:.1%} of {found.n} held-out pairs (95 %: "
+                f"{found.low:.1%} to {found.high:.1%}): that may be chance, and PPO would follow noise. Collect more "
+                "choices, or name a reward model with --reward DIR."
+            )
+        return found
+
+    def train_supervised(self, stages: Stages, examples: Sequence[Example], folder: Path) -> dict[str, Path]:
+        """Train where PPO begins, and what it is compared with: a method to its adapter's folder."""
+        taught: dict[Method, list[Example]] = {
+            "sft": select_method(stages.demonstrations, "sft"),
+            "dpo": select_method(examples, "dpo"),
+        }
+        return {method: self._train(method, chosen, folder) for method, chosen in taught.items() if chosen}
+
+    def _train(self, method: Method, examples: Sequence[Example], folder: Path) -> Path:
+        settings = self.settings.model_copy(update={"night": settings_for(self.settings.night, method)})
+        return train_and_write(self.base, settings, examples, folder, self.run_id, self.progress).adapter.folder
+
+    def train_policy(self, stages: Stages, reward_folder: Path, start: Path | None) -> PolicyRun:
+        """Train by PPO from the start, or from the bare base for None, and write the adapter among the home's."""
+        return train_and_write_policy(
+            self.base,
+            self.settings,
+            stages.asked,
+            stages.demonstrations,
+            reward_folder,
+            start,
+            None,
+            self.settings.adapters_dir,
+            self.run_id,
+            self.progress,
+            keep_samples=False,  # replies to people's prompts may repeat people's words
         )
-    return found
 
+    def compare(self, folders: Mapping[str, Path | None], reward_folder: Path) -> tuple[Contender, ...]:
+        """Examine adapters side by side, on held-out pairs as they are served, and by fresh replies to their prompts.
 
-def _train(
-    base: Base, settings: Settings, examples: Sequence[Example], folder: Path, run_id: str, progress: Progress
-) -> Path:
-    return train_and_write(base, settings, examples, folder, run_id, progress).adapter.folder
+        Args:
+            folders: a name to each adapter's folder; None is the bare base. PPO began at `sft`, if there is one.
+            reward_folder: of the reward model.
+        """
+        replies = self._measure_replies(folders, reward_folder)
+        with open_room(self.base, self.settings, self.heldout, self.progress) as room:
+            ranked = {name: room.rank(room.load(folder) if folder else None) for name, folder in folders.items()}
+        return tuple(
+            Contender(name, p.accuracy, p.low, p.high, p.token_logprob_accuracy, **replies[name])
+            for name, p in ranked.items()
+        )
 
-
-def _measure_replies(
-    base: Base,
-    settings: Settings,
-    folders: Mapping[str, Path | None],
-    start: Path | None,
-    reward_folder: Path,
-    heldout: Sequence[Example],
-    progress: Progress,
-) -> dict[str, dict[str, float]]:
-    """Sample each adapter's replies to the held-out prompts, and score them."""
-    night = settings.night
-    reward, begun = read_reward(reward_folder, base.id), read_start(start, base.id)
-    tokenizer, model = load_tokenizer(base), load_trainable(base)
-    max_tokens = min(night.max_tokens, context_tokens(model)) - night.ppo_reply_tokens
-    prompts = encode_prompts(tokenizer, heldout, max_tokens)[0][: night.ppo_prompts]
-    if not prompts:
-        raise NothingToLearn("Every held-out prompt is longer than the model's context. Vote on shorter ones, too.")
-    found: dict[str, dict[str, float]] = {}
-    with short_rows(model), attach_models(model, night, begun, reward) as models:
-        score = models.learned_reward(reward.head)
-        for number, (name, folder) in enumerate(folders.items(), 1):
-            _become(models, folder, base.id)
-            chance = torch.Generator(model.device).manual_seed(night.seed)
-            replies = sample_scored(models, tokenizer, prompts, score, night.ppo_reply_tokens, chance)
-            numbers = replies.numbers()
-            error = float(replies.scores.std()) / math.sqrt(len(prompts))
-            found[name] = {"reward": numbers["reward"], "reward_error": error}
-            found[name] |= {key: numbers[key] for key in ("kl", "length")}
-            progress("side by side", number, len(folders))
-    return found
+    def _measure_replies(self, folders: Mapping[str, Path | None], reward_folder: Path) -> dict[str, dict[str, float]]:
+        """Sample each adapter's replies to the held-out prompts, and score them."""
+        night = self.settings.night
+        reward, begun = read_reward(reward_folder, self.base.id), read_start(folders.get("sft"), self.base.id)
+        tokenizer, model = load_tokenizer(self.base), load_trainable(self.base)
+        max_tokens = min(night.max_tokens, context_tokens(model)) - night.ppo_reply_tokens
+        prompts = encode_prompts(tokenizer, self.heldout, max_tokens)[0][: night.ppo_prompts]
+        if not prompts:
+            raise NothingToLearn("Every held-out prompt is longer than the model's context. Vote on shorter ones, too.")
+        found: dict[str, dict[str, float]] = {}
+        with short_rows(model), attach_models(model, night, begun, reward) as models:
+            score = models.learned_reward(reward.head)
+            for number, (name, folder) in enumerate(folders.items(), 1):
+                _become(models, folder, self.base.id)
+                chance = torch.Generator(model.device).manual_seed(night.seed)
+                replies = sample_scored(models, tokenizer, prompts, score, night.ppo_reply_tokens, chance)
+                numbers = replies.numbers()
+                error = float(replies.scores.std()) / math.sqrt(len(prompts))
+                found[name] = {"reward": numbers["reward"], "reward_error": error}
+                found[name] |= {key: numbers[key] for key in ("kl", "length")}
+                self.progress("side by side", number, len(folders))
+        return found
 
 
 def _become(models: Models, folder: Path | None, base_id: str) -> None:
