@@ -5,13 +5,15 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from assistant.loading import resolve_base
 from assistant.settings import Settings
 from finetune.errors import BadData
 from finetune.files import read_examples
-from finetune.ppo_workshop import train_and_write_policy
+from finetune.ppo_workshop import PolicyRun, train_and_write_policy
 from finetune.progress import ProgressBar
 from finetune.workshop import peak_gb
 
@@ -48,13 +50,21 @@ def train(args: argparse.Namespace, settings: Settings, run_id: str) -> int:
         if args.out.exists():
             args.out.rmdir()
         os.replace(made.adapter.folder, args.out)
+    fields = _report(made, args, problems, settings.night.ppo_kl_limit)
+    text = "\n".join([_sentence(fields), *fields["notes"], *problems])
+    sys.stdout.write((json.dumps(fields, ensure_ascii=False) if args.json else text) + "\n")
+    return 0
+
+
+def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_limit: float) -> dict[str, Any]:
+    """Tell of a finished training, as scripts read it."""
     first, kept = made.trained.history[0], made.trained.history[made.trained.chosen]
     notes = []
     if made.trained.stopped:
-        notes.append(f"The KL passed {settings.night.ppo_kl_limit} nats a token, so training stopped early.")
+        notes.append(f"The KL passed {kl_limit} nats a token, so training stopped early.")
     if made.too_long:
         notes.append(f"{made.too_long} prompts are longer than what fits with their replies; left out.")
-    fields = {
+    return {
         "adapter": made.adapter.id,
         "folder": str(args.out),
         "method": args.method,
@@ -71,10 +81,10 @@ def train(args: argparse.Namespace, settings: Settings, run_id: str) -> int:
         "bad_lines": problems,
         "notes": notes,
     }
-    text = (
-        f"{made.adapter.id} in {args.out}: mean reward {first['reward']:.3f} to {kept['reward']:.3f} "
-        f"at {kept['kl']:.3f} nats a token from its start, {made.prompts} prompts."
+
+
+def _sentence(fields: Mapping[str, Any]) -> str:
+    return (
+        f"{fields['adapter']} in {fields['folder']}: mean reward {fields['initial_reward']:.3f} to "
+        f"{fields['reward']:.3f} at {fields['kl']:.3f} nats a token from its start, {fields['prompts']} prompts."
     )
-    text = "\n".join([text, *notes, *problems])
-    sys.stdout.write((json.dumps(fields, ensure_ascii=False) if args.json else text) + "\n")
-    return 0

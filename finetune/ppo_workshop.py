@@ -12,7 +12,7 @@ from assistant.adapters import AdapterInfo, load_tensors, verify_adapter, write_
 from assistant.errors import PromptTooLong
 from assistant.loading import Base, load_tokenizer, load_trainable
 from assistant.prompt import fit_prompt, template_hash
-from assistant.settings import Settings
+from assistant.settings import NightSettings, Settings
 from finetune.anchors import anchor_examples
 from finetune.attention import short_rows
 from finetune.batches import Row, encode_examples
@@ -87,19 +87,31 @@ def train_and_write_policy(
     ptx += text_rows(tokenizer, ptx_file, max_tokens) if ptx_file else []
     with short_rows(model), attach_models(model, night, start, reward) as models:
         trained = train_policy(models, tokenizer, prompts, models.learned_reward(reward.head), ptx, night, progress)
-    adapter = write_adapter(
+    adapter = _write_policy(base, start or night, trained, template_hash(tokenizer), adapters_dir, run_id)
+    write_history(adapter.folder / HISTORY, trained, keep_samples=keep_samples)
+    return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx))
+
+
+def _write_policy(
+    base: Base,
+    sized: StartAdapter | NightSettings,
+    trained: TrainedPolicy,
+    template: str,
+    adapters_dir: Path,
+    run_id: str,
+) -> AdapterInfo:
+    """Write the adapter; its rank and alpha are those of where it began, or of the settings."""
+    return write_adapter(
         adapters_dir,
         trained.tensors,
-        rank=start.rank if start else night.rank,
-        alpha=start.alpha if start else night.alpha,
+        rank=sized.rank,
+        alpha=sized.alpha,
         target_modules=trained.target_modules,
         base_id=base.id,
         base_name=base.name,
-        template_hash=template_hash(tokenizer),
+        template_hash=template,
         run_id=run_id,
     )
-    write_history(adapter.folder / HISTORY, trained, keep_samples=keep_samples)
-    return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx))
 
 
 def write_history(path: Path, trained: TrainedPolicy, *, keep_samples: bool = True) -> None:
