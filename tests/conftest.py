@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from httpx import Client
     from playwright.sync_api import Browser
 
+    from assistant.settings import Settings
+    from feedback_store import Store
     from tests.ui_support import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -94,3 +96,37 @@ def home(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(folder))
     monkeypatch.setenv("NIGHTSCHOOL_CACHE", str(model_cache))
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in a folder."""
+    from tests.tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model may loop; whether it does is not what a test with this is about."""
+    from finetune import evaluate
+
+    monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)
+    monkeypatch.setattr(evaluate, "REPLY_TOKENS", 8)
+
+
+@pytest.fixture
+def settings(home: Path, model: Path) -> "Settings":
+    """Settings of a night that takes a second, and its home."""
+    from tests.finetune_support import tiny_settings
+
+    home.mkdir()
+    return tiny_settings(home, model)
+
+
+@pytest.fixture
+def store(settings: "Settings") -> "Store":
+    """The store of that home."""
+    from tests.new_store import open_in
+
+    return open_in(settings.database_path)

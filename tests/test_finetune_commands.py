@@ -34,11 +34,6 @@ COMMANDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
 def tiny(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home whose nights take a second."""

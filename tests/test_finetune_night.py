@@ -20,36 +20,11 @@ from finetune import evaluate, nightly, workshop
 from finetune.errors import TrainingAborted
 from finetune.examples import Method
 from finetune.nightly import NightResult, hours_until_due, run_nightly
-from tests.finetune_support import fill_store, rate_both_ways, rate_store, tiny_settings
-from tests.new_store import open_in
-from tests.tiny import save_tiny
+from tests.finetune_support import fill_store, rate_both_ways, rate_store
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lenient")]
 
 QUESTIONS = [f"How much is {n} and {n + 1}?" for n in range(30)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model may loop; whether it does is not what these tests are about."""
-    monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)
-    monkeypatch.setattr(evaluate, "REPLY_TOKENS", 8)
-
-
-@pytest.fixture
-def settings(home: Path, model: Path) -> Settings:
-    home.mkdir()
-    return tiny_settings(home, model)
-
-
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    return open_in(settings.database_path)
 
 
 def add_votes(store: Store, words: str = "What is asked?") -> None:

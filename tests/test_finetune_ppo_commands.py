@@ -8,14 +8,8 @@ import pytest
 
 from assistant.adapters import read_adapter_id
 from finetune.__main__ import main
-from tests.tiny import save_tiny
 
 QUICK = {"ITERATIONS": "2", "PROMPTS": "8", "REPLY_TOKENS": "4", "LEARNING_RATE": "0.001", "KL_LIMIT": "5"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,32 +13,17 @@ from assistant.adapters import REWARD_MANIFEST
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.__main__ import main as store_main
-from finetune import evaluate
 from finetune.__main__ import main
 from finetune.nightly import NightResult, run_nightly
 from finetune.ppo_night import STAGES
-from tests.finetune_support import ask_and_answer, fill_store, tiny_settings
-from tests.new_store import open_in
-from tests.tiny import save_tiny
+from tests.finetune_support import ask_and_answer, fill_store
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lenient")]
 QUESTIONS = [f"How much is {n} and {n + 1}?" for n in range(40)]
 QUICK = {
     "reward_learning_rate": 1e-2, "ppo_iterations": 2, "ppo_prompts": 8, "ppo_reply_tokens": 4, "ppo_kl_limit": 5.0,
     "ppo_learning_rate": 1e-3, "anchor_share": 0.1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model may loop; whether it does is not what these tests are about."""
-    monkeypatch.setattr(evaluate, "is_flawed", lambda text: False)
-    monkeypatch.setattr(evaluate, "REPLY_TOKENS", 8)
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +34,8 @@ def same_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def settings(home: Path, model: Path) -> Settings:
-    home.mkdir()
-    return tiny_settings(home, model, **QUICK)
-
-
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    return open_in(settings.database_path)
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"night": settings.night.model_copy(update=QUICK)})
 
 
 def rewrite(store: Store, count: int) -> None:

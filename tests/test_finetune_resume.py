@@ -23,7 +23,7 @@ from finetune.progress import Progress, ProgressBar, ProgressLog, silent
 from finetune.scoring import row_logps
 from finetune.train import Trained, train_adapter
 from tests.finetune_support import encoded, encoded_rankings, encoded_thumbs
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import tiny_model
 
 NIGHT = NightSettings(rank=4, alpha=8, epochs=3, batch_examples=4, learning_rate=1e-2)
 EXAMPLES = [*encoded(6), *encoded(4, seed=1, pairs=False), *encoded_rankings(3, 3), *encoded_thumbs(4)]
@@ -191,11 +191,6 @@ def test_a_training_of_anything_else_has_another_key() -> None:
     others = list(keys_of_other_trainings())
     assert mine == training_key(BASE, list(EXAMPLES), {"row": -1.0}, NIGHT.model_copy())
     assert len({mine, *others}) == len(others) + 1
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

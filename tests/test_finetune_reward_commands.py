@@ -10,12 +10,6 @@ from assistant.__main__ import main as assistant
 from finetune.__main__ import main
 from finetune.examples import select_method
 from tests.finetune_support import demonstration, pair, ranking, thumb
-from tests.tiny import save_tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)
