@@ -14,12 +14,12 @@ from finetune.examples import METHODS, NIGHT_METHODS
 
 METHOD_HELP = (
     "what to learn from, and how: auto (all votes, each in the loss that fits), sft (demonstrations), dpo, ipo, robust "
-    "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone), ppo (prompts)"
+    "or norm (pairs and rankings), kto (thumbs, and pairs as thumbs), rankings (rankings alone)"
 )
-NIGHT_HELP = "; ppo trains demonstrations by SFT, then a reward model on choices, then PPO against it from there"
+NIGHT_HELP = ", ppo (demonstrations by SFT, then a reward model on choices, then PPO against it from there)"
 TRAIN_HELP = (
-    "; reward (pairs and rankings) gives a reward model, which scores replies and writes none; ppo gives an adapter "
-    "whose replies please the reward model named by --reward"
+    ", ppo (prompts; gives an adapter whose replies please the reward model named by --reward), reward (pairs and "
+    "rankings; gives a reward model, which scores replies and writes none)"
 )
 
 
