@@ -57,8 +57,8 @@ DRAFT_BACK_JS = f"""(who) => {{
   box.dispatchEvent(new Event('input', {{bubbles: true}}));
 }}"""
 FILLED_JS = f"(who) => {{ ({DRAFT_BACK_JS})(who); ({HEAR_TYPING_JS})(who); window.pageIsFilled(); }}"
-# What fills the page comes from the server, and would undo what an Enter or a button filled before it. So
-# the last of them is kept, and done once the page is filled.
+# What fills the page comes from the server, and would undo what an Enter or a button filled before it. So the last of
+# them is kept, and done once the page is filled.
 HOLD_JS = """() => {
   let again = () => {};
   const hold = (event) => {
