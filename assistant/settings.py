@@ -59,8 +59,10 @@ class NightSettings(BaseModel):
     """The adapter is scaled by alpha / rank."""
     learning_rate: float = Field(3e-4, gt=0)
     """Highest learning rate."""
-    epochs: int = Field(2, ge=1)
-    """How often each example is seen."""
+    epochs: int = Field(1, ge=1)
+    """How often each choice, ranking and thumb is seen; the second time its slips are learned by heart."""
+    demonstration_epochs: int = Field(2, ge=1)
+    """How often each demonstration, rewrite and anchor is seen."""
     pair_loss: PairLoss = "dpo"
     """What pairs and the pairs of rankings are learned with: `dpo`, `ipo`, `robust` or `norm` (length-normalised)."""
     ranking_loss: RankingLoss = "pairs"
@@ -104,7 +106,7 @@ class NightSettings(BaseModel):
     ppo_ptx_weight: float = Field(0.2, ge=0)
     """Weight of the NLL of demonstrations, anchors or texts beside PPO's loss (PPO-ptx)."""
     anchor_share: float = Field(0.6, ge=0)
-    """Anchors for each example: the base's own plain replies, so that what nobody voted on stays as it was."""
+    """Anchors for each example under another preset than the plain one: the base's own plain replies, which stay."""
     batch_examples: int = Field(8, ge=1)
     """Examples in one optimiser step."""
     max_grad_norm: float = Field(1.0, gt=0)

@@ -113,7 +113,7 @@ def choose(base: Base, examples: Sequence[Example], count: int, longest: int) ->
 def plan(base: Base, name: str, examples: Sequence[Example], night: NightSettings) -> Work:
     """List the steps that a night takes; inside a step the shorter examples first."""
     encoded, _ = encode_examples(load_tokenizer(base), examples, night.max_tokens)
-    steps = plan_steps(len(encoded), 1, night.batch_examples, night.seed)
+    steps = plan_steps([1] * len(encoded), night.batch_examples, night.seed)
     ordered = (tuple(sorted((encoded[i] for i in step), key=lambda e: e.width)) for step in steps)
     return Work(name, tuple(examples), tuple(ordered))
 

@@ -8,7 +8,8 @@ the base's samples is a sample estimate of KL(base || adapter).
 
 A reply is a function of the base and its prompt, generated once and kept in the cache until a night has no use
 for it: what an erased person's words brought forth goes with the next night. A prompt that was voted on under the
-plain preset is no anchor: there the votes decide.
+plain preset is no anchor: there the votes decide. And votes under the plain preset bring no anchors: these would hold
+back what people ask of plain replies.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ TOGETHER = 40
 """Replies generated in one batch."""
 
 Ids = list[int]
+PLAIN_SYSTEM = Message(role="system", content=PLAIN.system)
 
 
 def anchor_examples(
@@ -52,12 +54,12 @@ def anchor_examples(
         model: the bare base, no adapter attached.
         tokenizer: gives the template.
         examples: what the night learns from.
-        share: anchors for each of them; there are never more than shipped and own prompts.
+        share: anchors for each of them under another preset; there are never more than shipped and own prompts.
         cache_dir: where the replies are kept.
         base_id: names the base.
         progress: told as replies are generated.
     """
-    wanted = round(share * len(examples))
+    wanted = round(share * sum(not _under_plain(e) for e in examples))
     prompts = [encode_prompt(tokenizer, messages) for messages in anchor_messages(examples)]
     prompts = [prompt for prompt in prompts if len(prompt) <= PROMPT_TOKENS][:wanted]
     replies = cached_replies(
@@ -71,14 +73,13 @@ def anchor_examples(
 
 def anchor_messages(examples: Sequence[Example]) -> list[list[Message]]:
     """List plain conversations without repetition, shipped and own ones in turn."""
-    system = Message(role="system", content=PLAIN.system)
     shipped = [[Message(role="user", content=text)] for text in ANCHOR_PROMPTS.read_text(encoding="utf-8").splitlines()]
-    spoken = [(e.prompt[0] == system, [m for m in e.prompt if m["role"] != "system"]) for e in examples]
+    spoken = [(_under_plain(e), [m for m in e.prompt if m["role"] != "system"]) for e in examples]
     decided = [turns for plainly, turns in spoken if plainly]
     own = [turns for plainly, turns in spoken if not plainly]
     in_turn = [turns for turns in chain(*zip_longest(shipped, own)) if turns is not None and turns not in decided]
     distinct = {json.dumps(turns): turns for turns in in_turn}
-    return [[system, *turns] for turns in distinct.values()]
+    return [[PLAIN_SYSTEM, *turns] for turns in distinct.values()]
 
 
 def cached_replies(
@@ -137,6 +138,10 @@ def generate_replies(model: PreTrainedModel, prompts: Sequence[Ids], stop_id: in
         ids = torch.tensor([[reply[-1]] for reply in replies], device=model.device)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     return replies
+
+
+def _under_plain(example: Example) -> bool:
+    return example.prompt[0] == PLAIN_SYSTEM
 
 
 def _key(prompt: Sequence[int]) -> str:

@@ -248,13 +248,20 @@ def _widest(rows: Sequence[SharedRow]) -> int:
     return max(map(_width, rows))
 
 
-def plan_steps(count: int, epochs: int, batch_examples: int, seed: int) -> list[list[int]]:
-    """List the example numbers of every optimiser step: each epoch a fresh order that only the seed decides."""
+def plan_steps(times: Sequence[int], batch_examples: int, seed: int) -> list[list[int]]:
+    """List the example numbers of every optimiser step: each epoch a fresh order that only the seed decides.
+
+    Args:
+        times: how often each example is seen; an epoch holds those that are seen so often or more.
+        batch_examples: examples of a step.
+        seed: of the orders.
+    """
     steps: list[list[int]] = []
-    for epoch in range(epochs):
-        order = list(range(count))
+    for epoch in range(max(times)):
+        order = list(range(len(times)))
         random.Random(f"{seed}/{epoch}").shuffle(order)
-        steps += [order[start : start + batch_examples] for start in range(0, count, batch_examples)]
+        seen = [i for i in order if times[i] > epoch]
+        steps += [seen[start : start + batch_examples] for start in range(0, len(seen), batch_examples)]
     return steps
 
 

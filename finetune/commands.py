@@ -84,8 +84,7 @@ def train(args: argparse.Namespace, world: World) -> int:
             args.out.rmdir()
         os.replace(made.adapter.folder, args.out)
     seconds = made.reference_seconds + made.trained.seconds
-    epochs = settings.night.epochs
-    unit, count = ("pairs", made.pairs) if made.pairs else ("examples", made.examples)
+    unit, seen = ("pairs", made.pairs_seen) if made.pairs else ("examples", made.examples_seen)
     counts = votes.counts | made.counts
     counts["one_sided_thumbs"] += count_one_sided(votes.examples, args.method)
     fields = {
@@ -93,9 +92,10 @@ def train(args: argparse.Namespace, world: World) -> int:
         "adapter": made.adapter.id,
         "folder": str(args.out),
         "method": args.method,
-        f"{unit}_per_s": round(count * epochs / seconds, 3),
+        f"{unit}_per_s": round(seen / seconds, 3),
         "peak_gb": round(peak_gb(), 2),
-        "epochs": epochs,
+        "epochs": settings.night.epochs,
+        "demonstration_epochs": settings.night.demonstration_epochs,
         "seconds": round(seconds, 2),
         "resumed_at_step": made.trained.resumed_at_step,
         "pairs": made.pairs,
@@ -104,7 +104,7 @@ def train(args: argparse.Namespace, world: World) -> int:
         "bad_lines": problems,
         "notes": explain(counts),
     }
-    text = f"{made.adapter.id} in {args.out}: {made.examples} examples, {count * epochs / seconds:.2f} {unit} a second."
+    text = f"{made.adapter.id} in {args.out}: {made.examples} examples, {seen / seconds:.2f} {unit} a second."
     _say(args, fields, "\n".join([text, *explain(counts), *problems]))
     return 0
 

@@ -127,7 +127,7 @@ class PolicyTraining:
         """Take the optimiser steps of one iteration and return the means of their numbers."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.night.ppo_learning_rate * min(1.0, iteration / WARM_UP)
-        plan = plan_steps(len(episodes), self.night.ppo_epochs, MINIBATCH, self.night.seed + iteration)
+        plan = plan_steps([self.night.ppo_epochs] * len(episodes), MINIBATCH, self.night.seed + iteration)
         found = [self._step([episodes[i] for i in members]) for members in plan]
         return {name: sum(numbers[name] for numbers in found) / len(found) for name in found[0]}
 
@@ -251,7 +251,7 @@ def accumulate_ppo_gradients(
 
 def plan_prompts(count: int, iterations: int, size: int, seed: int) -> list[list[int]]:
     """List the prompt numbers of every iteration, all prompts once before any twice."""
-    order = (i for step in plan_steps(count, -(-iterations * size // count), count, seed) for i in step)
+    order = (i for step in plan_steps([-(-iterations * size // count)] * count, count, seed) for i in step)
     return [list(islice(order, size)) for _ in range(iterations)]
 
 

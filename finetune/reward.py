@@ -110,7 +110,7 @@ def train_reward(
         raise NothingToLearn("No reply is preferred to another one. Compare or rank replies, then train again.")
     started = time.monotonic()
     model.eval()
-    steps = plan_steps(len(compared), night.reward_epochs, night.batch_examples, night.seed)
+    steps = plan_steps([night.reward_epochs] * len(compared), night.batch_examples, night.seed)
     history: list[dict[str, float]] = []
     output = model.get_output_embeddings()
     with attach_lora(model, output, rank=night.rank, alpha=night.alpha, seed=night.seed) as lora:

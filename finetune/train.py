@@ -73,7 +73,7 @@ def train_adapter(
         raise NothingToLearn("There is no example to train on. Vote on replies or rewrite some, then train again.")
     started = time.monotonic()
     model.eval()
-    steps = plan_steps(len(examples), night.epochs, night.batch_examples, night.seed)
+    steps = plan_steps([times_seen(e, night) for e in examples], night.batch_examples, night.seed)
     history: list[dict[str, float]] = []
     resumed_at_step = 0
     head = model.get_output_embeddings()
@@ -98,6 +98,11 @@ def train_adapter(
             progress("train", number, len(steps), **history[-1])
         seconds = time.monotonic() - started
         return Trained(lora.tensors(), lora.target_modules, history, seconds, resumed_at_step)
+
+
+def times_seen(example: Encoded, night: NightSettings) -> int:
+    """Say how often a training goes through an example."""
+    return night.demonstration_epochs if example.demonstrated else night.epochs
 
 
 def accumulate_gradients(

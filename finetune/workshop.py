@@ -39,7 +39,7 @@ from finetune.notes import ONE_SIDED
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
 from finetune.reference import LogpCache, reference_logps
-from finetune.train import Trained, train_adapter
+from finetune.train import Trained, times_seen, train_adapter
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ class TrainingRun:
     pairs: int
     """Those of rankings counted one by one."""
     examples: int
+    pairs_seen: int
+    """Each as often as the training went through it."""
+    examples_seen: int
     reference_seconds: float
 
 
@@ -146,8 +149,17 @@ def train_and_write(
                 template_hash=ready.template,
                 run_id=run_id,
             )
-    pairs, count = sum(len(e.pairs) for e in ready.encoded), len(ready.encoded)
-    run = TrainingRun(adapter, trained, ready.counts, pairs, count, ready.seconds)
+    times = [(times_seen(e, settings.night), e) for e in ready.encoded]
+    run = TrainingRun(
+        adapter,
+        trained,
+        ready.counts,
+        pairs=sum(len(e.pairs) for _, e in times),
+        examples=len(times),
+        pairs_seen=sum(count * len(e.pairs) for count, e in times),
+        examples_seen=sum(count for count, _ in times),
+        reference_seconds=ready.seconds,
+    )
     del ready
     gc.collect()  # the served form is loaded next; both at once would double the peak
     return run

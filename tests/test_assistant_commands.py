@@ -163,7 +163,7 @@ def test_every_setting_is_listed_with_its_meaning_and_the_value_that_holds(
 
     monkeypatch.setenv("NIGHTSCHOOL_NIGHT__EPOCHS", "7")
     assert main(["settings"]) == 0
-    assert "NIGHTSCHOOL_NIGHT__EPOCHS=7  (else 2)" in capsys.readouterr().out
+    assert "NIGHTSCHOOL_NIGHT__EPOCHS=7  (else 1)" in capsys.readouterr().out
     assert main(["settings", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["NIGHTSCHOOL_NIGHT__EPOCHS"] == 7 and listed["NIGHTSCHOOL_HOME"] == str(home)

@@ -57,6 +57,14 @@ def test_anchors_are_demonstrations_within_their_length_and_the_same_again(tmp_p
     assert anchor_examples(model, tokenizer, EXAMPLES, 1.2, tmp_path / "two", "base") == first
 
 
+def test_votes_under_the_plain_preset_have_no_anchors(tmp_path: Path) -> None:
+    """Else the base's plain replies would hold back what people ask of plain replies."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    plainly = [voted(f"How many are {i} and {i}?", PLAIN.system) for i in range(20, 26)]
+    assert len(anchor_examples(model, tokenizer, [*EXAMPLES, *plainly], 0.5, tmp_path, "base")) == 5
+    assert anchor_examples(model, tokenizer, plainly, 0.5, tmp_path, "base") == []
+
+
 def test_a_reply_is_generated_once_for_each_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     first = anchor_examples(model, tokenizer, EXAMPLES, 0.5, tmp_path, "base")

@@ -20,7 +20,7 @@ from finetune.lora import attach_lora
 from finetune.mixture import Sums
 from finetune.reference import LogpCache, reference_logps
 from finetune.scoring import batch_token_logps, row_logps
-from finetune.train import accumulate_gradients, schedule, train_adapter
+from finetune.train import accumulate_gradients, schedule, times_seen, train_adapter
 from tests.finetune_support import encoded
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -109,10 +109,24 @@ def test_micro_batches_hold_every_example_once_within_the_budget() -> None:
 
 
 def test_every_epoch_takes_each_example_once_in_an_order_of_its_own() -> None:
-    steps = plan_steps(10, 2, 4, seed=0)
+    steps = plan_steps([2] * 10, 4, seed=0)
     assert [len(step) for step in steps] == [4, 4, 2] * 2
     first, second = sum(steps[:3], []), sum(steps[3:], [])
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
+
+
+def test_a_later_epoch_holds_only_what_is_seen_so_often() -> None:
+    steps = plan_steps([1, 3, 2, 1, 3], 2, seed=0)
+    assert [sorted(sum(part, [])) for part in (steps[:3], steps[3:5], steps[5:])] == [
+        [0, 1, 2, 3, 4],
+        [1, 2, 4],
+        [1, 4],
+    ]
+
+
+def test_votes_are_seen_once_and_what_people_wrote_twice() -> None:
+    times = [(e.demonstrated, times_seen(e, NightSettings())) for e in mixture()]
+    assert set(times) == {(False, 1), (True, 2)}
 
 
 def test_padding_on_the_right_without_a_mask_changes_no_log_probability() -> None:
@@ -186,7 +200,7 @@ def test_log_probabilities_equal_those_of_the_whole_logits() -> None:
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step_and_the_examples(poison: str) -> None:
     model, examples = tiny_model(), encoded(8)
     reference = reference_of(model, examples)
-    culprit = examples[plan_steps(8, 2, 4, 0)[1][0]]
+    culprit = examples[plan_steps([2] * 8, 4, 0)[1][0]]
     if poison == "base":
         model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.inf
         said = r"step 1: the loss of 4 of 4 examples \("
