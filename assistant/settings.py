@@ -75,6 +75,8 @@ class NightSettings(BaseModel):
     """IPO draws the margin a token to 1 / (2 ipo_tau)."""
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     """Probability that a choice was a slip (dpo, robust, norm)."""
+    find_slips: bool = True
+    """Whether two reward models say how probable it is that a choice was a slip (dpo, norm)."""
     dpo_weight: float = Field(0.5, ge=0)
     """Weight of the preference loss of a pair or ranking."""
     nll_weight: float = Field(0.2, ge=0)

@@ -52,7 +52,14 @@ EXACT_STEPS = 3
 RANKINGS_A_STEP = 4
 """24 pairs."""
 NIGHT = NightSettings(
-    epochs=1, dpo_weight=1.0, nll_weight=0.0, label_smoothing=0.0, anchor_share=0.0, learning_rate=1e-4, max_tokens=1024
+    epochs=1,
+    find_slips=False,
+    dpo_weight=1.0,
+    nll_weight=0.0,
+    label_smoothing=0.0,
+    anchor_share=0.0,
+    learning_rate=1e-4,
+    max_tokens=1024,
 )
 """DPO as TRL does it: alone, without slips, without anchors."""
 

@@ -14,7 +14,8 @@ padding would be another one. The loss does not know b, which is set afterwards.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from assistant.settings import NightSettings
 from finetune.batches import Batch, Encoded, Row, make_batch, micro_batches, micro_rows, plan_steps
 from finetune.errors import NothingToLearn, TrainingAborted
-from finetune.lora import attach_lora
+from finetune.lora import Lora, attach_lora
 from finetune.losses import reward_losses
 from finetune.progress import Progress, silent
 from finetune.scoring import hidden_states, how_to_share
@@ -90,6 +91,16 @@ class TrainedReward:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LearnedReward:
+    """A reward model while its adapter is attached, not centred yet."""
+
+    reward: RewardModel
+    lora: Lora
+    history: list[dict[str, float]]
+    """As in TrainedReward."""
+
+
 def train_reward(
     model: PreTrainedModel, examples: Sequence[Encoded], night: NightSettings, progress: Progress = silent
 ) -> TrainedReward:
@@ -105,10 +116,38 @@ def train_reward(
         NothingToLearn: nothing is preferred to anything.
         TrainingAborted: a loss, gradient or weight is not finite; names the step.
     """
+    started = time.monotonic()
+    with learn_reward(model, examples, night, progress) as learned:
+        head, centre = _centred(learned.reward, examples, progress)
+        seconds = time.monotonic() - started
+        return TrainedReward(
+            learned.lora.tensors(), learned.lora.target_modules, head, centre, learned.history, seconds
+        )
+
+
+@contextmanager
+def learn_reward(
+    model: PreTrainedModel,
+    examples: Sequence[Encoded],
+    night: NightSettings,
+    progress: Progress = silent,
+    phase: str = "reward",
+) -> Iterator[LearnedReward]:
+    """Train a reward model for the time of the block; afterwards the base is as before.
+
+    Args:
+        model: the base.
+        examples: the pairs and rankings among them are learned from.
+        night: as for `train_reward`.
+        progress: told after each step.
+        phase: what is told.
+
+    Raises:
+        NothingToLearn, TrainingAborted: as `train_reward`.
+    """
     compared = [e for e in examples if e.pairs]
     if not compared:
         raise NothingToLearn("No reply is preferred to another one. Compare or rank replies, then train again.")
-    started = time.monotonic()
     model.eval()
     steps = plan_steps([night.reward_epochs] * len(compared), night.batch_examples, night.seed)
     history: list[dict[str, float]] = []
@@ -130,9 +169,8 @@ def train_reward(
             optimizer.step()
             _require_finite(float(nn.utils.get_total_norm([p.detach() for p in learned])), "weight", number)
             history.append({**numbers, "grad_norm": norm, "learning_rate": rate})
-            progress("reward", number, len(steps), **history[-1])
-        head, centre = _centred(RewardModel(model, RewardHead(weight.detach(), 0.0)), examples, progress)
-        return TrainedReward(lora.tensors(), lora.target_modules, head, centre, history, time.monotonic() - started)
+            progress(phase, number, len(steps), **history[-1])
+        yield LearnedReward(RewardModel(model, RewardHead(weight.detach(), 0.0)), lora, history)
 
 
 def accumulate_reward_gradients(

@@ -39,6 +39,7 @@ from finetune.notes import ONE_SIDED
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
 from finetune.reference import LogpCache, reference_logps
+from finetune.slips import doubt_choices
 from finetune.train import Trained, times_seen, train_adapter
 
 
@@ -184,13 +185,16 @@ def _prepare(
     encoded, counts = encode_for_training(tokenizer, examples, max_tokens, night.seed)
     form = f"{model.dtype} {model.device.type}".removeprefix("torch.")
     cache = LogpCache(settings.cache_dir, base.id, form, template)
-    rows = [row for e in encoded for row in e.reference_rows]
     started = time.monotonic()
     anchors: list[Encoded] = []
     if world.rank == 0:
         share = night.anchor_share
         anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
-    anchors = world.tell(anchors)
+        with short_rows(model):
+            encoded, doubts = doubt_choices(model, encoded, night, progress)
+        counts |= doubts
+    encoded, anchors, counts = world.tell((encoded, anchors, counts))
+    rows = [row for e in encoded for row in e.reference_rows]
     with short_rows(model):
         reference = reference_logps(model, rows, cache, progress, world=world)
     seconds = time.monotonic() - started

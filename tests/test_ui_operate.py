@@ -171,7 +171,9 @@ def test_a_night_under_way_shows_its_progress(world: World, night: None) -> None
 
 
 @pytest.mark.parametrize("texts", [ENGLISH, KOREAN])
-@pytest.mark.parametrize("phase", ["anchors", "reference", "train", "examine base", "examine adapter-0a1b", "promote"])
+@pytest.mark.parametrize(
+    "phase", ["anchors", "slips", "reference", "train", "examine base", "examine adapter-0a1b", "promote"]
+)
 def test_every_step_of_a_night_has_words(world: World, night: None, texts: Texts, phase: str) -> None:
     folder = add_run(world, "20261120T213000Z-abcd")
     (folder / "progress.jsonl").write_text(json.dumps({"phase": phase, "step": 1, "total": 2, "eta_s": None}) + "\n")

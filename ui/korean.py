@@ -172,6 +172,7 @@ KOREAN: Final = Texts(
         "anchors": "지금 모델의 답변을 기록하는 중",
         "reference": "투표를 읽는 중",
         "train": "투표에서 배우는 중",
+        "slips": "잘못 고른 선택을 찾는 중",
         "reward": "사람들의 선호를 배우는 중",
         "rewards": "답변을 채점하는 중",
         "ppo": "답변을 연습하는 중",
