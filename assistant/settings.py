@@ -79,7 +79,7 @@ class NightSettings(BaseModel):
     """Whether two reward models say how probable it is that a choice was a slip (dpo, norm)."""
     dpo_weight: float = Field(0.5, ge=0)
     """Weight of the preference loss of a pair or ranking."""
-    nll_weight: float = Field(0.2, ge=0)
+    nll_weight: float = Field(0.1, ge=0)
     """Weight of the token-mean NLL of the chosen reply of a pair, and of the best of a ranking."""
     kto_weight: float = Field(1.0, ge=0)
     """Weight of the loss of a thumb (KTO)."""
@@ -95,9 +95,9 @@ class NightSettings(BaseModel):
     """Longest reply that PPO samples, in tokens."""
     ppo_epochs: int = Field(1, ge=1)
     """How often an iteration learns from each of its replies."""
-    ppo_learning_rate: float = Field(2e-4, gt=0)
+    ppo_learning_rate: float = Field(5e-4, gt=0)
     """Learning rate of policy and value."""
-    ppo_beta: float = Field(0.02, ge=0)
+    ppo_beta: float = Field(0.4, ge=0)
     """Least price of a nat away from the reference, in standard deviations of the reward."""
     ppo_kl_limit: float = Field(0.1, gt=0)
     """Nats a token away from the reference beyond which PPO stops; half of it is aimed at."""

@@ -7,7 +7,8 @@
 
 The pair loss is conservative DPO unless the settings name another. A pair that carries a demonstration has NLL(first)
 at weight 1 and the pair loss. All pairs of a ranking come from one computation of its completions and weigh together
-what one pair weighs; the best that are tied share the NLL, and there is none where not even the best is good.
+what one pair weighs; the best that are tied share the NLL, and there is none where not even the best is good. Where an
+example knows its flip probability p, its NLL counts 1 - 2p: nobody imitates what was chosen by a slip.
 Only DPO, robust and length-normalised DPO know flip probabilities: IPO and KTO are bounded by themselves.
 """
 
@@ -146,7 +147,7 @@ def _imitation(nll: Tensor, members: Sequence[Encoded], firsts: Sequence[int], n
     """Σ w · NLL of what is imitated."""
     taken = [(e, first + place) for e, first in zip(members, firsts, strict=True) for place in e.imitated]
     weights = torch.tensor([e.weight for e, _ in taken], device=nll.device)
-    shares = [1.0 if e.demonstrated else nll_weight / len(e.imitated) for e, _ in taken]
+    shares = [1.0 if e.demonstrated else nll_weight * (1 - 2 * (e.flip or 0)) / len(e.imitated) for e, _ in taken]
     return (weights * torch.tensor(shares, device=nll.device) * nll[[row for _, row in taken]]).sum()
 
 

@@ -101,6 +101,14 @@ def test_a_flip_probability_of_an_example_counts_for_it_alone() -> None:
     assert same.loss not in (pytest.approx(plain.loss, abs=1e-4), pytest.approx(unsure.loss, abs=1e-4))
 
 
+def test_what_was_perhaps_chosen_by_a_slip_is_imitated_less() -> None:
+    pair = encoded(1)[0]
+    losses = {flip: step([replace(pair, flip=flip)], dpo_weight=0)[0].loss for flip in (None, 0.2, 0.5)}
+    assert losses[0.2] == pytest.approx(0.6 * losses[None]) and losses[0.5] == 0 < losses[None]
+    shown = replace(pair, demonstrated=True)
+    assert step([replace(shown, flip=0.2)], dpo_weight=0)[0].loss == step([shown], dpo_weight=0)[0].loss
+
+
 @pytest.mark.parametrize("budget", [1, 60, 300])
 def test_cutting_a_mixed_step_into_micro_batches_changes_no_gradient(budget: int) -> None:
     whole, gradient = step(everything())
