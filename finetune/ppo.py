@@ -8,7 +8,8 @@ Numbered differences from InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, sec
 2. β, the value clip and the penalty of cut replies are in units of the first replies' standard deviation, so that one
    setting fits a reward of any scale.
 3. β rises where the KL comes near its limit, and training stops beyond it. What is kept is the policy whose replies
-   had the best mean reward, cut ones punished, within the limit; the start is one of them.
+   had the best mean reward, cut ones punished, with a KL within the limit at the upper end of its 90 % interval; the
+   start is one of them.
 4. A reply that was cut at the token limit loses `ppo_cut_penalty`: a reward for replies says little of half a one, and
    rambling would be free.
 5. No moving average of the weights.
@@ -35,7 +36,12 @@ from finetune.ppo_models import Models, Reward, by_token, sample_scored
 from finetune.progress import Progress, silent
 from finetune.train import TOKEN_BUDGET
 
-CLIP, VALUE_CLIP, DECAY = 0.2, 0.2, 0.95
+CLIP, VALUE_CLIP = 0.2, 0.2
+DECAY = 1.0
+"""λ of the advantages. Replies are short and the value learns for tens of steps: below 1 the first tokens, far from the
+reward, would rest on a value that knows nothing yet."""
+UPPER_END = 1.645
+"""Standard errors from a mean to the upper end of its 90 % interval."""
 MINIBATCH = 8
 """Replies of one optimiser step."""
 WARM_UP = 3
@@ -205,7 +211,8 @@ def train_policy(
         episodes, numbers, texts = training.collect([prompts[i] for i in members])
         samples.append(texts)
         stopped = numbers["kl"] > night.ppo_kl_limit
-        if not stopped and numbers["judged"] > best:
+        within = numbers["kl"] + UPPER_END * numbers["kl_error"] <= night.ppo_kl_limit
+        if within and numbers["judged"] > best:
             best, tensors, chosen = numbers["judged"], policy.tensors(), iteration
         if not stopped and iteration < night.ppo_iterations:
             numbers |= training.learn(episodes, iteration + 1)

@@ -4,6 +4,7 @@ Policy, reference, reward and value are adapters on one copy of the frozen base;
 or the bare base. Knows nothing of how the policy learns.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,10 +128,14 @@ class Scored:
         return [len(completion) for _, completion in self.rows]
 
     def numbers(self) -> dict[str, float]:
-        """Say what the replies tell of the policy; KL and entropy are sample estimates in nats a token."""
+        """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token."""
+        ratios, lengths = self.logps - self.reference_logps, torch.tensor(self.lengths)
+        kl = float(ratios.mean())
+        apart = torch.stack([reply.sum() for reply in ratios.split(self.lengths)]) - kl * lengths
         return {
             "reward": float(self.scores.mean()),
-            "kl": float((self.logps - self.reference_logps).mean()),
+            "kl": kl,
+            "kl_error": float(apart.square().mean().sqrt() / lengths.float().mean() / math.sqrt(len(lengths))),
             "entropy": float(-self.logps.mean()),
             "length": sum(self.lengths) / len(self.rows),
             "cut": float((~self.ended).float().mean()),
