@@ -2,9 +2,9 @@
 
 Simulated people like replies that end with a question. They compare two replies to each of 400 problems, left and right
 by lot; three in ten of their choices are slips, and a fifth of all votes are by somebody who always takes the left one.
-A night learns from the stored votes with its defaults, and plain DPO (no slips assumed, no imitation, no anchors,
-nobody left out) from the same ones. Both are examined on clean labels, on problems of other kinds that nobody voted on,
-in the form that people are served.
+A night learns from the stored votes with its defaults, and plain DPO (no slips assumed or looked for, no imitation, no
+anchors, nobody left out) from the same ones. Both are examined on clean labels, on problems of other kinds that nobody
+voted on, in the form that people are served.
 
 Replies are written here, of one to three sentences about things of their problem. Any sentence but the last may be a
 question in either reply, so that neither a question mark nor a length tells them apart.
@@ -39,7 +39,7 @@ from finetune.problems_voted import VOTED_KINDS
 from finetune.raters import tonights_votes
 from finetune.workshop import train_and_write
 
-VOTES, EXAMINED = 400, 120
+VOTES, EXAMINED = 400, 240
 SLIP_RATE = 0.3
 PEOPLE = 5
 """Who vote in turn, the last one of them for the left."""
@@ -47,7 +47,13 @@ SENTENCES = (1, 2, 2, 3, 3)
 QUESTION_SHARE = 0.35
 """Of the sentences before the last one."""
 ORIGIN = Origin(None, "written", "none", PLAIN.key, PLAIN.system, 0.7, 0.95, 64, 0)
-PLAIN_DPO = {"dpo_weight": 1.0, "nll_weight": 0.0, "label_smoothing": 0.0, "anchor_share": 0.0}
+PLAIN_DPO = {
+    "find_slips": False,
+    "dpo_weight": 1.0,
+    "nll_weight": 0.0,
+    "label_smoothing": 0.0,
+    "anchor_share": 0.0,
+}
 
 QUESTIONS = (
     "What does {thing} stand for in this problem?",
@@ -79,7 +85,7 @@ class Learned:
     examples: int
     """That it was trained on."""
     minutes: float
-    """Of training, reference and anchors included."""
+    """Of training: anchors, search for slips and reference included."""
 
 
 @dataclass(frozen=True)
