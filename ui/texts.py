@@ -171,7 +171,7 @@ ENGLISH: Final = Texts(
         "anchors": "Writing down how the model answers now",
         "reference": "Reading the votes",
         "train": "Learning from the votes",
-        "slips": "Looking for choices that were slips",
+        "slips": "Looking for choices made by mistake",
         "reward": "Learning what people prefer",
         "rewards": "Scoring replies",
         "ppo": "Practising replies",
