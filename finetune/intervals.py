@@ -5,6 +5,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import NormalDist
 
+TO_AN_END = 1.645
+"""Standard errors from a mean to either end of its 90 % interval."""
+
 
 def clustered_error(values: Sequence[float], clusters: Sequence[str]) -> float:
     """Compute the standard error of the mean when values of one cluster hang together.

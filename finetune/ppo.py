@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from assistant.settings import NightSettings
 from finetune.batches import Row, make_batch, micro_rows, plan_steps
 from finetune.errors import NothingToLearn, TrainingAborted
+from finetune.intervals import TO_AN_END
 from finetune.lora import Lora
 from finetune.ppo_losses import adapt_beta, advantages, policy_losses, token_rewards, value_losses, whiten
 from finetune.ppo_models import Models, Reward, by_token, sample_scored
@@ -40,8 +41,6 @@ CLIP, VALUE_CLIP = 0.2, 0.2
 DECAY = 1.0
 """λ of the advantages. Replies are short and the value learns for tens of steps: below 1 the first tokens, far from the
 reward, would rest on a value that knows nothing yet."""
-UPPER_END = 1.645
-"""Standard errors from a mean to the upper end of its 90 % interval."""
 MINIBATCH = 8
 """Replies of one optimiser step."""
 WARM_UP = 3
@@ -211,7 +210,7 @@ def train_policy(
         episodes, numbers, texts = training.collect([prompts[i] for i in members])
         samples.append(texts)
         stopped = numbers["kl"] > night.ppo_kl_limit
-        within = numbers["kl"] + UPPER_END * numbers["kl_error"] <= night.ppo_kl_limit
+        within = numbers["kl"] + TO_AN_END * numbers["kl_error"] <= night.ppo_kl_limit
         if within and numbers["judged"] > best:
             best, tensors, chosen = numbers["judged"], policy.tensors(), iteration
         if not stopped and iteration < night.ppo_iterations:

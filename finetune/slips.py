@@ -12,7 +12,7 @@ errors of the models independent of each other):
     of a choice that the model contradicts  p = ε q / (ε q + (1 - ε)(1 - q))
     of one that it supports                 p = ε (1 - q) / (ε (1 - q) + (1 - ε) q)
 
-g is taken at the lower end of its 90 % interval: where the models know nothing, all stays as it was.
+g is taken at the lower end of its 90 % interval: where the models know nothing, each choice has the least slip rate.
 People of another taste than the many look like slips, too.
 """
 
@@ -27,13 +27,12 @@ from transformers import PreTrainedModel
 
 from assistant.settings import NightSettings
 from finetune.batches import Encoded
+from finetune.intervals import TO_AN_END
 from finetune.progress import Progress, silent
 from finetune.reward import learn_reward
 
 ENOUGH = 40
 """Choices from which half a reward model can learn something."""
-LOWER_END = 1.645
-"""Standard errors from a share to the lower end of its 90 % interval."""
 SUREST = 0.95
 """No model is believed more often than this."""
 NOTHING = 0.5
@@ -98,7 +97,7 @@ def weigh_doubt(agree: Tensor, supported: Tensor, least: float) -> Doubt:
         least: the slip rate where the models find no higher one.
     """
     share = float(agree.float().mean())
-    share -= LOWER_END * math.sqrt(share * (1 - share) / len(agree))
+    share -= TO_AN_END * math.sqrt(share * (1 - share) / len(agree))
     sureness = min((1 + math.sqrt(max(0.0, 2 * share - 1))) / 2, SUREST)
     if sureness == 0.5:
         return Doubt(sureness, least, least, least)

@@ -10,9 +10,9 @@ from torch import Tensor
 from assistant.settings import NightSettings
 from finetune.batches import Row, make_batch
 from finetune.errors import NothingToLearn, TrainingAborted
+from finetune.intervals import TO_AN_END
 from finetune.lora import attach_adapters, attach_lora
 from finetune.ppo import (
-    UPPER_END,
     Episode,
     PolicyTraining,
     TrainedPolicy,
@@ -76,7 +76,7 @@ def test_the_mean_reward_rises_and_the_best_policy_within_the_limit_is_kept() ->
     rewards = [numbers["reward"] for numbers in made.history]
     assert made.chosen > 0 and rewards[made.chosen] > rewards[0] + 0.15
     assert all(numbers["kl"] <= night.ppo_kl_limit for numbers in made.history[: made.chosen + 1])
-    ends = [numbers["kl"] + UPPER_END * numbers["kl_error"] for numbers in made.history]
+    ends = [numbers["kl"] + TO_AN_END * numbers["kl_error"] for numbers in made.history]
     allowed = [r for r, end in zip(rewards, ends, strict=True) if end <= night.ppo_kl_limit]
     assert rewards[made.chosen] == max(allowed)
 
