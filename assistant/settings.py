@@ -61,8 +61,8 @@ class NightSettings(BaseModel):
     """Highest learning rate."""
     epochs: int = Field(1, ge=1)
     """How often each choice, ranking and thumb is seen; the second time its slips are learned by heart."""
-    demonstration_epochs: int = Field(2, ge=1)
-    """How often each demonstration, rewrite and anchor is seen."""
+    sure_epochs: int = Field(2, ge=1)
+    """How often what is sure is seen: demonstrations, rewrites, anchors, and choices that reward models support."""
     pair_loss: PairLoss = "dpo"
     """What pairs and the pairs of rankings are learned with: `dpo`, `ipo`, `robust` or `norm` (length-normalised)."""
     ranking_loss: RankingLoss = "pairs"
@@ -83,7 +83,7 @@ class NightSettings(BaseModel):
     """Weight of the token-mean NLL of the chosen reply of a pair, and of the best of a ranking."""
     kto_weight: float = Field(1.0, ge=0)
     """Weight of the loss of a thumb (KTO)."""
-    reward_learning_rate: float = Field(1e-4, gt=0)
+    reward_learning_rate: float = Field(3e-4, gt=0)
     """Highest learning rate of a reward model."""
     reward_epochs: int = Field(1, ge=1)
     """How often a reward model sees each pair and ranking; it overfits soon."""

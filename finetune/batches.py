@@ -59,6 +59,8 @@ class Encoded:
     ranks: tuple[int, ...] = ()
     none_is_good: bool = False
     flip: float | None = None
+    sure: bool = False
+    """Of a choice: reward models that are right more often than people support it."""
     balance: float = 1.0
     """Of a thumb: what its side is multiplied with."""
     mismatched: tuple[int, ...] = ()

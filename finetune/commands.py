@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, world: World) -> int:
         f"{unit}_per_s": round(seen / seconds, 3),
         "peak_gb": round(peak_gb(), 2),
         "epochs": settings.night.epochs,
-        "demonstration_epochs": settings.night.demonstration_epochs,
+        "sure_epochs": settings.night.sure_epochs,
         "seconds": round(seconds, 2),
         "resumed_at_step": made.trained.resumed_at_step,
         "pairs": made.pairs,

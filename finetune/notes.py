@@ -14,7 +14,7 @@ _NOTES = {
     "ties": "{} preferred nothing (ties, or both bad); left out.",
     "contradictions": "{} times the very opposite was said, too; both stay, and their pulls cancel.",
     "by_side": "{} are by people who choose one side whatever stands there; left out.",
-    "doubted": "{} choices contradict what the other choices have in common, and count less or nothing.",
+    "doubted": "{} choices contradict what the other choices have in common, and count less or not at all.",
     "one_sided_thumbs": "{} thumbs all point the same way; left out, since they would push every reply that way.",
     "thumbs_without_mismatch": "{} thumbs are on one and the same prompt, so KTO's divergence was taken as 0 for them.",
     "too_long": "{} prompts are longer than what fits with their replies; left out.",

@@ -2,7 +2,9 @@
 
 An adapter that learns from choices learns their slips as well, pair by pair. A reward model judges a reply as a whole
 and finds what most choices have in common with far fewer of them. So each choice is judged by the model that has not
-seen it, and one that it contradicts counts less, at worst nothing; never against what its person said.
+seen it, and one that it contradicts counts less; never against what its person said. Where the models are right more
+often than people (q > 1 - ε, so p > ½), what they contradict is left out, and what they support is sure: training may
+see it more than once.
 
 How often the models are right, and how often people slip, follows from two shares alone (Dawid & Skene 1979, with the
 errors of the models independent of each other):
@@ -12,7 +14,7 @@ errors of the models independent of each other):
     of a choice that the model contradicts  p = ε q / (ε q + (1 - ε)(1 - q))
     of one that it supports                 p = ε (1 - q) / (ε (1 - q) + (1 - ε) q)
 
-g is taken at the lower end of its 90 % interval: where the models know nothing, each choice has the least slip rate.
+g is taken at the lower end of its 90 % interval: where the models know nothing, all choices stay as they are.
 People of another taste than the many look like slips, too.
 """
 
@@ -35,8 +37,6 @@ ENOUGH = 40
 """Choices from which half a reward model can learn something."""
 SUREST = 0.95
 """No model is believed more often than this."""
-NOTHING = 0.5
-"""The flip probability with which a choice says nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,20 @@ class Doubt:
     slip_rate: float
     """ε."""
     contradicted: float
-    """p of a choice that the model contradicts, at most NOTHING."""
+    """p of a choice that the model contradicts."""
     supported: float
     """p of a choice that the model supports."""
 
-    def flips(self, supported: Tensor) -> list[float]:
-        """Give each choice its p: (C,) bool to C numbers."""
-        return torch.where(supported, self.supported, self.contradicted).tolist()
+    @property
+    def outweighs(self) -> bool:
+        """Whether a model is right more often than people are."""
+        return self.contradicted > 0.5
+
+    def weigh(self, choice: Encoded, supported: bool) -> Encoded:
+        """Give a choice its flip probability."""
+        return replace(
+            choice, flip=self.supported if supported else self.contradicted, sure=supported and self.outweighs
+        )
 
 
 def doubt_choices(
@@ -71,8 +78,8 @@ def doubt_choices(
         progress: told after each step.
 
     Returns:
-        The examples in the same order, and counts: doubted (choices that the model which had not seen them contradicts,
-        where that lessened them).
+        The examples in the same order, without those left out, and counts: doubted (choices that the model which had
+        not seen them contradicts, and that are left out or count less).
     """
     choices = [e for e in examples if e.is_pair and not e.demonstrated and e.flip is None]
     if not night.find_slips or night.pair_loss not in ("dpo", "norm") or len(choices) < ENOUGH:
@@ -83,9 +90,12 @@ def doubt_choices(
     places = torch.arange(len(shuffled))
     unseen = torch.where(places % 2 == 0, supports[1], supports[0])
     doubt = weigh_doubt(supports[0] == supports[1], unseen, night.label_smoothing)
-    flips = dict(zip((e.key for e in shuffled), doubt.flips(unseen), strict=True))
-    lessened = int((~unseen).sum()) if doubt.contradicted > night.label_smoothing else 0
-    return [replace(e, flip=flips.get(e.key, e.flip)) for e in examples], {"doubted": lessened}
+    if doubt.contradicted <= night.label_smoothing:
+        return list(examples), {"doubted": 0}
+    supported = dict(zip((e.key for e in shuffled), unseen.tolist(), strict=True))
+    kept = [e for e in examples if supported.get(e.key, True) or not doubt.outweighs]
+    kept = [doubt.weigh(e, supported[e.key]) if e.key in supported else e for e in kept]
+    return kept, {"doubted": int((~unseen).sum())}
 
 
 def weigh_doubt(agree: Tensor, supported: Tensor, least: float) -> Doubt:
@@ -102,10 +112,10 @@ def weigh_doubt(agree: Tensor, supported: Tensor, least: float) -> Doubt:
     if sureness == 0.5:
         return Doubt(sureness, least, least, least)
     seen = float(supported.float().mean())
-    slips = min(max((sureness - seen) / (2 * sureness - 1), least), NOTHING)
+    slips = min(max((sureness - seen) / (2 * sureness - 1), least), 0.5)
     contradicted = slips * sureness / (slips * sureness + (1 - slips) * (1 - sureness))
     kept = slips * (1 - sureness) / (slips * (1 - sureness) + (1 - slips) * sureness)
-    return Doubt(sureness, slips, min(contradicted, NOTHING), kept)
+    return Doubt(sureness, slips, contradicted, kept)
 
 
 def _judge(

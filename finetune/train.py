@@ -102,7 +102,7 @@ def train_adapter(
 
 def times_seen(example: Encoded, night: NightSettings) -> int:
     """Say how often a training goes through an example."""
-    return night.demonstration_epochs if example.demonstrated else night.epochs
+    return night.sure_epochs if example.demonstrated or example.sure else night.epochs
 
 
 def accumulate_gradients(

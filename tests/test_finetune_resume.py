@@ -25,7 +25,7 @@ from finetune.train import Trained, train_adapter
 from tests.finetune_support import encoded, encoded_rankings, encoded_thumbs
 from tests.tiny import tiny_model
 
-NIGHT = NightSettings(rank=4, alpha=8, epochs=3, demonstration_epochs=3, batch_examples=4, learning_rate=1e-2)
+NIGHT = NightSettings(rank=4, alpha=8, epochs=3, sure_epochs=3, batch_examples=4, learning_rate=1e-2)
 EXAMPLES = [*encoded(6), *encoded(4, seed=1, pairs=False), *encoded_rankings(3, 3), *encoded_thumbs(4)]
 STEPS = 15
 """Three epochs of 17 examples, four a step."""

@@ -10,7 +10,7 @@ import torch
 from assistant.settings import NightSettings
 from finetune.batches import Encoded
 from finetune.notes import explain
-from finetune.slips import ENOUGH, NOTHING, Doubt, doubt_choices, weigh_doubt
+from finetune.slips import ENOUGH, Doubt, doubt_choices, weigh_doubt
 from tests.finetune_support import encoded, encoded_rankings, encoded_thumbs
 from tests.tiny import tiny_model
 
@@ -42,12 +42,13 @@ def verdicts(count: int, sureness: float, slips: float, seed: int = 0) -> tuple[
 def test_sureness_and_slip_rate_are_the_numbers_worked_by_hand() -> None:
     """100 choices, 82 agreements: g = 0.82 - 1.645 √(0.82 · 0.18 / 100) = 0.756801, q = (1 + √0.513602) / 2 = 0.858330.
 
-    66 supported: ε = 0.198330 / 0.716660 = 0.276742; p = 0.699 of a contradicted choice, so NOTHING; of a supported one
-    ε (1 - q) / (ε (1 - q) + (1 - ε) q) = 0.039206 / 0.660 = 0.059403.
+    66 supported: ε = 0.198330 / 0.716660 = 0.276742; p = ε q / (ε q + (1 - ε) (1 - q)) = 0.237534 / 0.340 = 0.698644 of
+    a contradicted choice; of a supported one ε (1 - q) / (ε (1 - q) + (1 - ε) q) = 0.039206 / 0.660 = 0.059403.
     """
     doubt = weigh_doubt(torch.arange(100) < 82, torch.arange(100) < 66, 0.05)
     assert doubt.sureness == pytest.approx(0.858330, abs=1e-5) and doubt.slip_rate == pytest.approx(0.276742, abs=1e-5)
-    assert doubt.contradicted == NOTHING and doubt.supported == pytest.approx(0.059403, abs=1e-5)
+    assert doubt.contradicted == pytest.approx(0.698644, abs=1e-5) and doubt.outweighs
+    assert doubt.supported == pytest.approx(0.059403, abs=1e-5)
 
 
 @pytest.mark.parametrize(("sureness", "slips"), [(0.9, 0.3), (0.8, 0.2), (0.7, 0.4)])
@@ -65,19 +66,29 @@ def test_models_that_know_nothing_change_nothing() -> None:
 def test_careful_people_are_hardly_doubted() -> None:
     """Where nobody slips the least slip rate holds, and a contradicted choice still counts."""
     doubt = weigh_doubt(*verdicts(400, 0.8, 0.0), 0.05)
-    assert doubt.slip_rate == 0.05 and doubt.contradicted < 0.2
+    assert doubt.slip_rate == 0.05 and doubt.contradicted < 0.2 and not doubt.outweighs
+
+
+def test_a_choice_is_sure_only_where_models_are_right_more_often_than_people() -> None:
+    """q = 0.858330 as above. With 80 supported, ε is the least slip rate, 0.1, and below 1 - q; with 66 it is 0.28."""
+    choice = encoded(1)[0]
+    agree, places = torch.arange(100) < 82, torch.arange(100)
+    careful, careless = (weigh_doubt(agree, places < count, 0.1) for count in (80, 66))
+    assert not careful.weigh(choice, supported=True).sure and not careful.weigh(choice, supported=False).sure
+    assert careless.weigh(choice, supported=True) == replace(choice, flip=careless.supported, sure=True)
 
 
 def test_slips_are_told_from_choices_by_what_the_others_have_in_common() -> None:
     examples, wrong = choices(400, 0.3)
     found, counts = doubt_choices(tiny_model(), examples, NIGHT)
-    doubted = {e.key for e in found if e.flip == NOTHING}
+    kept = {e.key for e in found}
+    doubted = {e.key for e in examples} - kept
     assert len(doubted & wrong) > 0.75 * len(wrong) and len(doubted - wrong) < 0.25 * (len(examples) - len(wrong))
     assert counts == {"doubted": len(doubted)} and 100 < len(wrong) < 140
-    assert all(e.flip is not None and 0 < e.flip < 0.2 for e in found if e.key not in doubted)
-    assert [replace(e, flip=None) for e in found] == examples
+    assert all(e.flip is not None and 0 < e.flip < 0.2 and e.sure for e in found)
+    assert [replace(e, flip=None, sure=False) for e in found] == [e for e in examples if e.key in kept]
     assert explain(counts) == [
-        f"{len(doubted)} choices contradict what the other choices have in common, and count less or nothing."
+        f"{len(doubted)} choices contradict what the other choices have in common, and count less or not at all."
     ]
 
 
@@ -93,11 +104,12 @@ def test_the_same_seed_doubts_the_same_choices_and_leaves_the_base_bit_identical
 
 
 def test_only_choices_between_two_replies_are_doubted() -> None:
-    examples, _ = choices(ENOUGH, 0.3)
+    examples, _ = choices(200, 0.3)
     judged = [replace(e, key=f"judged-{e.key}", flip=0.2) for e in encoded(5, seed=4)]
     others = [*encoded(5, seed=3, demonstrated=True), *encoded_rankings(4, 3), *encoded_thumbs(4), *judged]
-    found, _ = doubt_choices(tiny_model(), [*others, *examples], NIGHT)
+    found, counts = doubt_choices(tiny_model(), [*others, *examples], NIGHT)
     assert found[: len(others)] == others and all(e.flip is not None for e in found[len(others) :])
+    assert counts["doubted"] > 0
 
 
 @pytest.mark.parametrize("change", [{"find_slips": False}, {"pair_loss": "robust"}, {"pair_loss": "ipo"}])

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,10 @@ def test_a_later_epoch_holds_only_what_is_seen_so_often() -> None:
     ]
 
 
-def test_votes_are_seen_once_and_what_people_wrote_twice() -> None:
+def test_votes_are_seen_once_and_what_is_sure_twice() -> None:
     times = [(e.demonstrated, times_seen(e, NightSettings())) for e in mixture()]
     assert set(times) == {(False, 1), (True, 2)}
+    assert times_seen(replace(encoded(1)[0], sure=True), NightSettings()) == 2
 
 
 def test_padding_on_the_right_without_a_mask_changes_no_log_probability() -> None:
