@@ -58,6 +58,8 @@ class Result:
     losses: tuple[float, ...]
     apart: float
     """The largest relative distance of a step's loss from ours."""
+    mean_apart: float
+    """That of the mean over the steps."""
     adapter: str
     """File or folder."""
 
@@ -186,4 +188,4 @@ def train_theirs(
 
 def _result(work: Work, name: str, answer: dict[str, Any], adapter: str) -> Result:
     per_s = len(work.examples) / answer["seconds"]
-    return Result(work.name, name, per_s, answer["peak_gb"], tuple(answer["losses"]), 0.0, adapter)
+    return Result(work.name, name, per_s, answer["peak_gb"], tuple(answer["losses"]), 0.0, 0.0, adapter)
