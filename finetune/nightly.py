@@ -33,7 +33,7 @@ from finetune.errors import FinetuneError, NotYet
 from finetune.examples import Method, count_one_sided, settings_for
 from finetune.gate import Decision, Limits, decide
 from finetune.notes import ONE_SIDED, TAKES, explain
-from finetune.ppo_night import StagedRun, train_in_stages
+from finetune.ppo_night import StagedRun, remove_stages, train_in_stages
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, ProgressLog, silent
 from finetune.raters import tonights_votes
@@ -102,6 +102,7 @@ def run_nightly(
     try:
         with FileLock(settings.home / "night.lock", timeout=0):
             store.registry.mark_crashed_runs()
+            remove_stages(settings.runs_dir)
             store.registry.retire_tainted()
             return _run_locked(settings, store, method, reward, progress, world)
     except Timeout:

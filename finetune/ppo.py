@@ -18,6 +18,7 @@ The result is a function of (base, adapters, prompts, reward, settings, seed).
 """
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,14 +98,15 @@ class PolicyTraining:
         ptx: Sequence[Row],
         night: NightSettings,
     ) -> None:
-        self.models, self.tokenizer, self.reward, self.ptx, self.night = models, tokenizer, reward, ptx, night
+        self.models, self.tokenizer, self.reward, self.night = models, tokenizer, reward, night
+        self.ptx = random.Random(night.seed).sample(ptx, len(ptx))
+        self.ptx_taken = 0
         self.beta = night.ppo_beta
         self.unit = 0.0  # the first replies' standard deviation
         self.generator = torch.Generator(models.model.device).manual_seed(night.seed)
         self.policy = models.adapters["policy"].parameters
         self.value = [*models.adapters["value"].parameters, *models.value_head.parameters()]
         self.optimizer = torch.optim.AdamW([{"params": self.policy}, {"params": self.value}], weight_decay=0.0)
-        self.steps_taken = 0
 
     def collect(self, prompts: Sequence[tuple[int, ...]]) -> tuple[list[Episode], dict[str, float], list[str]]:
         """Sample and score a reply to each prompt.
@@ -154,15 +156,15 @@ class PolicyTraining:
         _require_finite(float(nn.utils.clip_grad_norm_(self.value, self.night.max_grad_norm)), "value's gradient")
         self.optimizer.step()
         _require_finite(float(nn.utils.get_total_norm([p.detach() for p in self.policy])), "adapter's weight")
-        self.steps_taken += 1
         return numbers | {"grad_norm": norm}
 
     def _add_ptx(self, count: int) -> float:
         """Add the gradients of the next texts' NLL a token, as many texts as there are replies."""
         if not self.ptx:
             return 0.0
-        first = self.steps_taken * count
-        rows = [self.ptx[(first + n) % len(self.ptx)] for n in range(min(count, len(self.ptx)))]
+        count = min(count, len(self.ptx))
+        rows = [self.ptx[(self.ptx_taken + n) % len(self.ptx)] for n in range(count)]
+        self.ptx_taken += count
         tokens = sum(len(completion) for _, completion in rows)
         total = 0.0
         for part in micro_rows(rows, TOKEN_BUDGET):
@@ -209,7 +211,7 @@ def train_policy(
     for iteration, members in enumerate(plan):
         episodes, numbers, texts = training.collect([prompts[i] for i in members])
         samples.append(texts)
-        stopped = numbers["kl"] > night.ppo_kl_limit
+        stopped = numbers["kl"] > night.ppo_kl_limit and iteration < night.ppo_iterations
         within = numbers["kl"] + TO_AN_END * numbers["kl_error"] <= night.ppo_kl_limit
         if within and numbers["judged"] > best:
             best, tensors, chosen = numbers["judged"], policy.tensors(), iteration

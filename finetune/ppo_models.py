@@ -7,7 +7,7 @@ or the bare base. Knows nothing of how the policy learns.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class Models:
 
     def learned_reward(self, head: RewardHead) -> Reward:
         """Score with the adapter `reward`."""
+        head = replace(head, weight=head.weight.to(self.model.device))
 
         def score(rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
             self.adapters.current = "reward"

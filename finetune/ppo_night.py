@@ -3,8 +3,8 @@
     demonstrations → SFT ─┐
     comparisons → reward ─┴→ PPO from SFT, on a leash to SFT     beside it: DPO on all comparisons
 
-The adapters of the other stages are made in a folder that goes when the night's training ends: they are compared with,
-and never answer anybody.
+The adapters of the other stages are made in a folder that goes when the night's training ends, or with the next night
+where it was killed: they are compared with, and never answer anybody.
 """
 
 import math
@@ -127,11 +127,15 @@ def _require_prompts(stages: Stages, reward_folder: Path | None) -> None:
         )
 
 
-@contextmanager
-def _stages_folder(runs_dir: Path, run_id: str) -> Iterator[Path]:
-    """Give a run a folder that goes at the end of the block, and with it those that killed nights left."""
+def remove_stages(runs_dir: Path) -> None:
+    """Remove the adapters that killed nights left between their stages."""
     for left in runs_dir.glob(f"*/{STAGES}"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _stages_folder(runs_dir: Path, run_id: str) -> Iterator[Path]:
+    """Give a run a folder that goes at the end of the block."""
     folder = runs_dir / run_id / STAGES
     folder.mkdir(parents=True)
     try:

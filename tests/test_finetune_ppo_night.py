@@ -55,8 +55,6 @@ def report_of(settings: Settings, result: NightResult) -> dict[str, Any]:
 def test_a_night_of_ppo_goes_through_its_stages_and_shows_them_side_by_side(settings: Settings, store: Store) -> None:
     fill_store(store, QUESTIONS)
     rewrite(store, 6)
-    left = settings.runs_dir / "killed" / STAGES
-    left.mkdir(parents=True)
     heard: list[str] = []
     result = run_nightly(settings, store, method="ppo", progress=lambda phase, *_, **__: heard.append(phase))
     assert result.outcome in ("promoted", "refused") and result.adapter, result.reasons
@@ -79,6 +77,15 @@ def test_a_night_of_ppo_goes_through_its_stages_and_shows_them_side_by_side(sett
     assert len(history) == training["iterations"] + 1 and all("samples" not in line for line in history)
     for path in [*folder.iterdir(), *(settings.adapters_dir / result.adapter).iterdir()]:
         assert b"Zanzibar" not in path.read_bytes() and b"How much is" not in path.read_bytes(), path
+
+
+def test_what_a_killed_night_of_ppo_left_goes_with_the_next_night_of_any_method(
+    settings: Settings, store: Store
+) -> None:
+    left = settings.runs_dir / "killed" / STAGES
+    left.mkdir(parents=True)
+    assert run_nightly(settings, store, method="auto").outcome == "skipped"
+    assert not left.exists()
 
 
 def test_ppo_does_not_follow_a_reward_model_that_may_be_chance(settings: Settings, store: Store) -> None:
