@@ -62,7 +62,7 @@ class NightSettings(BaseModel):
     epochs: int = Field(1, ge=1)
     """How often each choice, ranking and thumb is seen; the second time its slips are learned by heart."""
     sure_epochs: int = Field(2, ge=1)
-    """How often what is sure is seen: demonstrations, rewrites, anchors, and choices that reward models support."""
+    """How often what is sure is seen, if that is more: demonstrations, rewrites, anchors, choices without doubt."""
     pair_loss: PairLoss = "dpo"
     """What pairs and the pairs of rankings are learned with: `dpo`, `ipo`, `robust` or `norm` (length-normalised)."""
     ranking_loss: RankingLoss = "pairs"
@@ -74,7 +74,7 @@ class NightSettings(BaseModel):
     ipo_tau: float = Field(1.0, gt=0)
     """IPO draws the margin a token to 1 / (2 ipo_tau)."""
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
-    """Probability that a choice was a slip (dpo, robust, norm)."""
+    """Probability that a choice was a slip (dpo, robust, norm); the least one where find_slips finds others."""
     find_slips: bool = True
     """Whether two reward models say how probable it is that a choice was a slip (dpo, norm)."""
     dpo_weight: float = Field(0.5, ge=0)

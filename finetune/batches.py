@@ -59,6 +59,8 @@ class Encoded:
     ranks: tuple[int, ...] = ()
     none_is_good: bool = False
     flip: float | None = None
+    source: str = "file"
+    """As in Example."""
     sure: bool = False
     """Of a choice: reward models that are right more often than people support it."""
     balance: float = 1.0
@@ -190,6 +192,7 @@ def encode_examples(
                 ranks=example.ranks,
                 none_is_good=example.none_is_good,
                 flip=example.flip,
+                source=example.source,
             )
         )
     return encoded, counts

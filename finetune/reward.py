@@ -150,6 +150,7 @@ def learn_reward(
         raise NothingToLearn("No reply is preferred to another one. Compare or rank replies, then train again.")
     model.eval()
     steps = plan_steps([night.reward_epochs] * len(compared), night.batch_examples, night.seed)
+    mean_weight = sum(e.weight for e in compared) / len(compared)
     history: list[dict[str, float]] = []
     output = model.get_output_embeddings()
     with attach_lora(model, output, rank=night.rank, alpha=night.alpha, seed=night.seed) as lora:
@@ -162,7 +163,9 @@ def learn_reward(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            numbers = accumulate_reward_gradients(model, head, [compared[i] for i in members], night)
+            numbers = accumulate_reward_gradients(
+                model, head, [compared[i] for i in members], night, mean_weight=mean_weight
+            )
             _require_finite(numbers["loss"], "loss", number)
             norm = float(nn.utils.clip_grad_norm_(learned, night.max_grad_norm))
             _require_finite(norm, "gradient", number)
@@ -179,6 +182,7 @@ def accumulate_reward_gradients(
     examples: Sequence[Encoded],
     night: NightSettings,
     token_budget: int = TOKEN_BUDGET,
+    mean_weight: float | None = None,
 ) -> dict[str, float]:
     """Add the gradients of one step's loss, micro-batch by micro-batch.
 
@@ -188,11 +192,13 @@ def accumulate_reward_gradients(
         examples: the step's pairs and rankings.
         night: label_smoothing.
         token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
+        mean_weight: of all examples of the training; a step of light ones gets a gradient as light. None is the step's.
 
     Returns:
         The step's loss, and accuracy and margin of its pairs.
     """
     total_weight = sum(e.weight for e in examples)
+    share = 1.0 if mean_weight is None else total_weight / len(examples) / mean_weight
     sums = torch.zeros(3, device=model.device)
     sharing = how_to_share(model)
     for members in micro_batches(examples, token_budget, sharing):
@@ -200,7 +206,7 @@ def accumulate_reward_gradients(
         losses, margins, weights = pair_losses(head.rewards(end_states(model, batch)), members, night.label_smoothing)
         shares = weights / total_weight
         loss = (shares * losses).sum()
-        loss.backward()
+        (share * loss).backward()
         won = torch.heaviside(margins.detach(), margins.new_tensor(0.5))
         sums += torch.stack([loss.detach(), (shares * won).sum(), (shares * margins.detach()).sum()])
     return dict(zip(("loss", "accuracy", "margin"), sums.tolist(), strict=True))

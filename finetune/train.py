@@ -73,7 +73,9 @@ def train_adapter(
         raise NothingToLearn("There is no example to train on. Vote on replies or rewrite some, then train again.")
     started = time.monotonic()
     model.eval()
-    steps = plan_steps([times_seen(e, night) for e in examples], night.batch_examples, night.seed)
+    times = [times_seen(e, night) for e in examples]
+    steps = plan_steps(times, night.batch_examples, night.seed)
+    mean_weight = sum(n * e.weight for n, e in zip(times, examples, strict=True)) / sum(times)
     history: list[dict[str, float]] = []
     resumed_at_step = 0
     head = model.get_output_embeddings()
@@ -88,7 +90,7 @@ def train_adapter(
             part = [examples[i] for i in members]
             rate = night.learning_rate * schedule(number, len(steps))
             optimizer.zero_grad(set_to_none=True)
-            sums = accumulate_gradients(model, part, reference, night, world=world)
+            sums = accumulate_gradients(model, part, reference, night, world=world, mean_weight=mean_weight)
             if not math.isfinite(sums.loss):
                 raise _aborted(number, f"the loss of {_not_finite_examples(model, part, reference, night)}")
             norm = _move(lora, optimizer, rate, night.max_grad_norm, number)
@@ -101,8 +103,9 @@ def train_adapter(
 
 
 def times_seen(example: Encoded, night: NightSettings) -> int:
-    """Say how often a training goes through an example."""
-    return night.sure_epochs if example.demonstrated or example.sure else night.epochs
+    """Say how often a training goes through an example; what an AI judge said is never doubled, its share is capped."""
+    sure = (example.demonstrated or example.sure) and not example.source.startswith("ai-")
+    return max(night.epochs, night.sure_epochs) if sure else night.epochs
 
 
 def accumulate_gradients(
@@ -112,6 +115,7 @@ def accumulate_gradients(
     night: NightSettings,
     token_budget: int = TOKEN_BUDGET,
     world: World = ALONE,
+    mean_weight: float | None = None,
 ) -> Sums:
     """Add the gradients of one step's loss, micro-batch by micro-batch; of several processes each adds its share.
 
@@ -122,8 +126,10 @@ def accumulate_gradients(
         night: the loss settings.
         token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
         world: who else computes a part; KTO's divergence, of the whole step, is computed by each.
+        mean_weight: of all examples of the training; a step of light ones gets a gradient as light. None is the step's.
     """
     total_weight = sum(e.weight for e in examples)
+    share = 1.0 if mean_weight is None else total_weight / len(examples) / mean_weight
     sums = Sums()
     divergence = step_divergence(model, examples, reference, token_budget, sums)
     sharing = how_to_share(model)
@@ -132,7 +138,7 @@ def accumulate_gradients(
         batch = make_batch([row for e in members for row in e.packed(sharing)], model.device)
         logps = batch_token_logps(model, batch)
         loss = add_up(logps, batch, members, reference, divergence, night, sums) / total_weight
-        loss.backward()
+        (share * loss).backward()
         sums.loss += float(loss.detach())
     if world.size > 1:
         _add_up_ranks(world, model, sums)

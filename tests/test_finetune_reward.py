@@ -62,13 +62,13 @@ def test_a_slip_counts_with_its_own_probability_or_else_with_the_settings() -> N
     assert losses.tolist() == pytest.approx([HALF + 0.1 * 0.5, HALF + 0.3 * 0.5])
 
 
-def gradients(examples: list[Encoded], token_budget: int = 100_000) -> list[Tensor]:
+def gradients(examples: list[Encoded], token_budget: int = 100_000, mean_weight: float | None = None) -> list[Tensor]:
     model = tiny_model()
     with attach_lora(model, model.lm_head, rank=4, alpha=8, seed=3) as lora:
         for layer in lora.layers.values():
             layer.b.data.fill_(0.02)
         weight = nn.Parameter(head_of().weight)
-        accumulate_reward_gradients(model, RewardHead(weight, 0.0), examples, NIGHT, token_budget)
+        accumulate_reward_gradients(model, RewardHead(weight, 0.0), examples, NIGHT, token_budget, mean_weight)
         found = [p.grad for p in (*lora.parameters, weight) if p.grad is not None]
         assert len(found) == len(lora.parameters) + 1
         return found
@@ -89,6 +89,13 @@ def test_a_ranking_in_one_element_is_the_mean_of_its_pairs() -> None:
 def test_cutting_a_step_into_micro_batches_changes_no_gradient(budget: int) -> None:
     whole, cut = gradients(compared()), gradients(compared(), budget)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, cut, strict=True))
+
+
+def test_a_step_of_light_examples_has_a_gradient_as_light() -> None:
+    examples = [replace(e, weight=0.01) for e in compared()]
+    alone, among = gradients(examples), gradients(examples, mean_weight=1.0)
+    assert all(torch.allclose(a / 100, b, atol=1e-7, rtol=1e-3) for a, b in zip(alone, among, strict=True))
+    assert max(float(a.abs().max()) for a in alone) > 1e-3
 
 
 def test_the_reward_is_read_at_the_last_token_though_it_is_the_padding_too() -> None:

@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit_and_another_seed_anoth
 def test_training_ranks_the_pairs_and_raises_the_demonstrations() -> None:
     examples = mixture()
     model = tiny_model()
-    night = NIGHT.model_copy(update={"epochs": 15})
+    night = NIGHT.model_copy(update={"epochs": 20})
     history = train_adapter(model, examples, reference_of(model, examples), night).history
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     assert sum(step.get("accuracy", 1) for step in history[-3:]) == 3
@@ -95,6 +95,24 @@ def test_cutting_a_step_into_micro_batches_changes_no_gradient(budget: int) -> N
 
     for whole, cut in zip(gradients(100_000), gradients(budget), strict=True):
         assert torch.allclose(whole, cut, atol=1e-6)
+
+
+def test_a_step_of_light_examples_has_a_gradient_as_light_and_the_same_loss() -> None:
+    """Else a person's capped share would come back by the number of their votes."""
+    model, examples = tiny_model(), [replace(e, weight=1.0) for e in mixture()]
+    reference = reference_of(model, examples)
+
+    def step(weight: float) -> tuple[float, torch.Tensor]:
+        light = [replace(e, weight=weight) for e in examples]
+        with attach_lora(model, model.lm_head, rank=4, alpha=8, seed=3) as lora:
+            for layer in lora.layers.values():
+                layer.b.data.fill_(0.02)
+            sums = accumulate_gradients(model, light, reference, NIGHT, mean_weight=1.0)
+            return sums.loss, torch.cat([p.grad.flatten() for p in lora.parameters if p.grad is not None])
+
+    (loss, whole), (light_loss, light) = step(1.0), step(0.01)
+    assert light_loss == pytest.approx(loss, rel=1e-5)
+    assert torch.allclose(light, whole / 100, atol=1e-7, rtol=1e-3) and float(whole.abs().max()) > 1e-3
 
 
 def test_micro_batches_hold_every_example_once_within_the_budget() -> None:
@@ -128,7 +146,10 @@ def test_a_later_epoch_holds_only_what_is_seen_so_often() -> None:
 def test_votes_are_seen_once_and_what_is_sure_twice() -> None:
     times = [(e.demonstrated, times_seen(e, NightSettings())) for e in mixture()]
     assert set(times) == {(False, 1), (True, 2)}
-    assert times_seen(replace(encoded(1)[0], sure=True), NightSettings()) == 2
+    sure = replace(encoded(1)[0], sure=True)
+    assert times_seen(sure, NightSettings()) == 2 and times_seen(sure, NightSettings(epochs=3)) == 3
+    rewritten = replace(encoded(1, demonstrated=True)[0], source="ai-rewrite")
+    assert times_seen(rewritten, NightSettings()) == 1, "what AI judges say has a share that is capped"
 
 
 def test_padding_on_the_right_without_a_mask_changes_no_log_probability() -> None:
