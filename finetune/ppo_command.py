@@ -58,7 +58,6 @@ def train(args: argparse.Namespace, settings: Settings, run_id: str) -> int:
 
 def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_limit: float) -> dict[str, Any]:
     """Tell of a finished training, as scripts read it."""
-    first, kept = made.trained.history[0], made.trained.history[made.trained.chosen]
     notes = []
     if made.trained.stopped:
         notes.append(f"The KL passed {kl_limit} nats a token, so training stopped early.")
@@ -73,9 +72,9 @@ def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_l
         "ptx_rows": made.ptx_rows,
         "iterations": len(made.trained.history) - 1,
         "chosen": made.trained.chosen,
-        "initial_reward": first["reward"],
-        "reward": kept["reward"],
-        "kl": kept["kl"],
+        "initial_reward": made.before["reward"],
+        "reward": made.after["reward"],
+        "kl": made.after["kl"],
         "peak_gb": round(peak_gb(), 2),
         "seconds": round(made.trained.seconds, 2),
         "bad_lines": problems,

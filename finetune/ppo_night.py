@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from assistant.adapters import load_tensors, verify_adapter
 from assistant.loading import Base, load_tokenizer, load_trainable
-from assistant.settings import Settings
+from assistant.settings import NightSettings, Settings
 from finetune.attention import short_rows
 from finetune.errors import NothingToLearn, NotYet
 from finetune.examples import Example, Method, select_method, settings_for
@@ -101,6 +102,7 @@ def train_in_stages(
         read_reward(reward_folder, base.id)  # now, not when SFT and DPO have been trained
     stages = divide_stages(examples, settings.night, reward_named=reward_folder is not None)
     _require_prompts(stages, reward_folder)
+    _require_room(load_tokenizer(base), settings.night, stages.asked, heldout)
     night = _StagedNight(base, settings, heldout, run_id, progress)
     with _stages_folder(settings.runs_dir, run_id) as folder:
         found = None
@@ -125,6 +127,19 @@ def _require_prompts(stages: Stages, reward_folder: Path | None) -> None:
             "No prompt is left for PPO beside those of the demonstrations and of the reward model. Collect more votes, "
             "or set NIGHTSCHOOL_NIGHT__PPO_SHARED_PROMPTS=true."
         )
+
+
+def _require_room(
+    tokenizer: PreTrainedTokenizerBase, night: NightSettings, asked: Sequence[Example], heldout: Sequence[Example]
+) -> None:
+    """Refuse prompts that PPO could not reply to before anything is trained, which may take hours."""
+    room = night.max_tokens - night.ppo_reply_tokens
+    for what, examples in (("prompts left for PPO", asked), ("held-out prompts", heldout)):
+        if not encode_prompts(tokenizer, examples, room)[0]:
+            raise NotYet(
+                f"All {what} are longer than the {max(0, room):,} tokens that a reply leaves them. Raise "
+                "NIGHTSCHOOL_NIGHT__MAX_TOKENS, lower NIGHTSCHOOL_NIGHT__PPO_REPLY_TOKENS, or vote on shorter ones."
+            )
 
 
 def remove_stages(runs_dir: Path) -> None:

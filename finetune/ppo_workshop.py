@@ -1,11 +1,12 @@
 """Steps of `train --method ppo`: from a file of prompts and a reward model's folder to an adapter's folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from assistant.adapters import AdapterInfo, load_tensors, verify_adapter, write_adapter
@@ -19,7 +20,7 @@ from finetune.batches import Row, encode_examples
 from finetune.errors import BadData
 from finetune.examples import Example
 from finetune.ppo import TrainedPolicy, train_policy
-from finetune.ppo_models import StartAdapter, attach_models
+from finetune.ppo_models import Models, Reward, StartAdapter, attach_models, sample_scored
 from finetune.progress import Progress, silent
 from finetune.reward_folder import read_reward
 from finetune.workshop import context_tokens
@@ -37,6 +38,10 @@ class PolicyRun:
     too_long: int
     """Prompts left out: their last message alone is too long."""
     ptx_rows: int
+    before: dict[str, float]
+    """Numbers of fresh replies from the start, as `Scored.numbers` gives them."""
+    after: dict[str, float]
+    """Those of the trained policy to the same prompts: it was chosen for its replies in training, which flatter it."""
 
 
 def train_and_write_policy(
@@ -86,10 +91,28 @@ def train_and_write_policy(
     ptx = [e.rows[0] for e in (*shown, *anchors)]
     ptx += text_rows(tokenizer, ptx_file, max_tokens) if ptx_file else []
     with short_rows(model), attach_models(model, night, start, reward) as models:
-        trained = train_policy(models, tokenizer, prompts, models.learned_reward(reward.head), ptx, night, progress)
+        score, begun = models.learned_reward(reward.head), models.adapters["policy"].tensors()
+        trained = train_policy(models, tokenizer, prompts, score, ptx, night, progress)
+        before, after = (
+            _measure(models, tokenizer, prompts[: night.ppo_prompts], score, tensors, night)
+            for tensors in (begun, trained.tensors)
+        )
     adapter = _write_policy(base, start or night, trained, template_hash(tokenizer), adapters_dir, run_id)
     write_history(adapter.folder / HISTORY, trained, keep_samples=keep_samples)
-    return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx))
+    return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx), before, after)
+
+
+def _measure(
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    score: Reward,
+    policy: Mapping[str, Tensor],
+    night: NightSettings,
+) -> dict[str, float]:
+    models.adapters["policy"].load(policy)
+    chance = torch.Generator(models.model.device).manual_seed(night.seed)
+    return sample_scored(models, tokenizer, prompts, score, night.ppo_reply_tokens, chance).numbers()
 
 
 def _write_policy(

@@ -64,6 +64,18 @@ def test_a_policy_learns_from_a_reward_model_and_goes_on_from_an_adapter(
     assert main(["evaluate", second, "--data", pairs]) == 0
 
 
+def test_the_rise_that_is_told_is_that_of_fresh_replies_to_the_same_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of several noisy means would show a rise where nothing was learned."""
+    monkeypatch.setenv("NIGHTSCHOOL_NIGHT__PPO_KL_LIMIT", "1e-12")  # so that the start is kept
+    reward, out = str(tmp_path / "reward"), str(tmp_path / "out")
+    pairs, data = lines(tmp_path / "pairs.jsonl", *PAIRS), lines(tmp_path / "prompts.jsonl", *MIXED)
+    printed(capsys, "train", "--method", "reward", "--data", pairs, "--out", reward)
+    made = printed(capsys, "train", "--method", "ppo", "--data", data, "--reward", reward, "--out", out)
+    assert made["chosen"] == 0 and made["reward"] == made["initial_reward"] and made["kl"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("method", "more", "message"),
     [

@@ -103,6 +103,22 @@ def test_ppo_does_not_follow_a_reward_model_that_may_be_chance(settings: Setting
     assert store.registry.live().adapter_id is None
 
 
+def test_prompts_that_leave_no_room_for_a_reply_are_told_before_anything_is_trained(
+    settings: Settings, store: Store
+) -> None:
+    fill_store(store, QUESTIONS)
+    tight = settings.night.model_copy(update={"ppo_reply_tokens": settings.night.max_tokens})
+    heard: list[str] = []
+    result = run_nightly(
+        settings.model_copy(update={"night": tight}),
+        store,
+        method="ppo",
+        progress=lambda phase, *_, **__: heard.append(phase),
+    )
+    assert result.outcome == "skipped" and "the 0 tokens that a reply leaves them" in result.reasons[0]
+    assert heard == []
+
+
 def test_a_named_reward_model_is_followed_instead(
     settings: Settings, store: Store, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
