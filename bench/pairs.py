@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from assistant.engine import Message
+from assistant.presets import PLAIN
 from finetune.examples import Example, new_example
 from finetune.problems import Problem, make_problems
 from finetune.problems_voted import VOTED_KINDS
@@ -32,6 +33,11 @@ def example_of(messages: Sequence[Message], completions: Sequence[str], ranks: S
     return new_example(
         tuple(messages), tuple(completions), ranks=tuple(ranks), person="bench", created_at="", source="file", ids=()
     )
+
+
+def plain_prompt(text: str) -> list[Message]:
+    """Ask a text under the plain preset."""
+    return [Message(role="system", content=PLAIN.system), Message(role="user", content=text)]
 
 
 def read_pairs(file: Path) -> Iterator[Example]:

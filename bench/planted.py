@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from assistant.engine import Message
 from assistant.loading import Base, load_served, resolve_base
 from assistant.presets import PLAIN
 from assistant.prompt import template_hash
 from assistant.settings import NightSettings, Settings, load_settings
-from bench.pairs import example_of
+from bench.pairs import example_of, plain_prompt
 from feedback_store import Store, open_store
 from feedback_store.records import Origin
 from finetune.batches import encode_examples
@@ -36,6 +35,7 @@ from finetune.examples import Example
 from finetune.problems import Kind, Problem, make_problems
 from finetune.problems_unseen import TEST_KINDS
 from finetune.problems_voted import VOTED_KINDS
+from finetune.progress import ProgressBar
 from finetune.raters import tonights_votes
 from finetune.workshop import train_and_write
 
@@ -115,7 +115,7 @@ def write_pairs(problems: Sequence[Problem], rng: random.Random) -> list[Example
     """Write two replies to each problem, the one that ends with a question first."""
     return [
         example_of(
-            [Message(role="system", content=PLAIN.system), Message(role="user", content=problem.text)],
+            plain_prompt(problem.text),
             [write_reply(problem, asks, rng) for asks in (True, False)],
         )
         for problem in problems
@@ -144,7 +144,8 @@ def cast_votes(store: Store, pairs: Sequence[Example], rng: random.Random) -> No
 def learn_and_examine(base: Base, settings: Settings, examples: Sequence[Example], clean: Sequence[Example]) -> Learned:
     """Train on examples and examine the adapter, as people are served, on clean pairs."""
     started = time.monotonic()
-    made = train_and_write(base, settings, examples, settings.adapters_dir, "planted")
+    with ProgressBar() as bar:
+        made = train_and_write(base, settings, examples, settings.adapters_dir, "planted", bar)
     minutes = (time.monotonic() - started) / 60
     served = load_served(base, settings)
     pairs, _ = encode_examples(served.tokenizer, clean, settings.night.max_tokens)
