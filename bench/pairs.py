@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from assistant.engine import Message
-from assistant.presets import PLAIN
+from finetune.anchors import PLAIN_SYSTEM
 from finetune.examples import Example, new_example
 from finetune.problems import Problem, make_problems
 from finetune.problems_voted import VOTED_KINDS
@@ -37,7 +37,7 @@ def example_of(messages: Sequence[Message], completions: Sequence[str], ranks: S
 
 def plain_prompt(text: str) -> list[Message]:
     """Ask a text under the plain preset."""
-    return [Message(role="system", content=PLAIN.system), Message(role="user", content=text)]
+    return [PLAIN_SYSTEM, Message(role="user", content=text)]
 
 
 def read_pairs(file: Path) -> Iterator[Example]:

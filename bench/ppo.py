@@ -26,11 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant.engine import Message
 from assistant.loading import Base, load_tokenizer, load_trainable, resolve_base
-from assistant.presets import PLAIN
 from assistant.prompt import encode_prompt
 from assistant.settings import Settings, load_settings
+from bench.pairs import plain_prompt
 from bench.planted import write_pairs
 from finetune.anchors import ANCHOR_PROMPTS
 from finetune.attention import short_rows
@@ -95,10 +94,9 @@ def lift(base: Base, settings: Settings, task: Task, out: Path | None, name: str
     """Train a policy, and examine it beside the start on held-out prompts."""
     night = settings.night
     tokenizer, model = load_tokenizer(base), load_trainable(base)
-    system = Message(role="system", content=PLAIN.system)
 
     def encode(texts: Sequence[str]) -> list[tuple[int, ...]]:
-        return [tuple(encode_prompt(tokenizer, [system, Message(role="user", content=text)])) for text in texts]
+        return [tuple(encode_prompt(tokenizer, plain_prompt(text))) for text in texts]
 
     training, heldout = encode(task.training), encode(task.heldout) * SAMPLES
     started = time.monotonic()

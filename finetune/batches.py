@@ -270,6 +270,11 @@ def plan_steps(times: Sequence[int], batch_examples: int, seed: int) -> list[lis
     return steps
 
 
+def step_weight(examples: Sequence[Encoded], mean_weight: float | None) -> float:
+    """Say what a step counts: the mean weight of its examples beside that of the training's; None is the step's own."""
+    return 1.0 if mean_weight is None else sum(e.weight for e in examples) / len(examples) / mean_weight
+
+
 def micro_batches(examples: Sequence[Encoded], token_budget: int, sharing: Sharing = ALONE) -> list[list[Encoded]]:
     """Cut examples, sorted by length, so that padded tokens stay within the budget; one example at least.
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assistant.settings import NightSettings
-from finetune.batches import Batch, Encoded, Row, make_batch, micro_batches, micro_rows, plan_steps
+from finetune.batches import Batch, Encoded, Row, make_batch, micro_batches, micro_rows, plan_steps, step_weight
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import Lora, attach_lora
 from finetune.losses import reward_losses
@@ -198,7 +198,7 @@ def accumulate_reward_gradients(
         The step's loss, and accuracy and margin of its pairs.
     """
     total_weight = sum(e.weight for e in examples)
-    share = 1.0 if mean_weight is None else total_weight / len(examples) / mean_weight
+    counts = step_weight(examples, mean_weight)
     sums = torch.zeros(3, device=model.device)
     sharing = how_to_share(model)
     for members in micro_batches(examples, token_budget, sharing):
@@ -206,7 +206,7 @@ def accumulate_reward_gradients(
         losses, margins, weights = pair_losses(head.rewards(end_states(model, batch)), members, night.label_smoothing)
         shares = weights / total_weight
         loss = (shares * losses).sum()
-        (share * loss).backward()
+        (counts * loss).backward()
         won = torch.heaviside(margins.detach(), margins.new_tensor(0.5))
         sums += torch.stack([loss.detach(), (shares * won).sum(), (shares * margins.detach()).sum()])
     return dict(zip(("loss", "accuracy", "margin"), sums.tolist(), strict=True))

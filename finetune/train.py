@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from assistant.settings import NightSettings
-from finetune.batches import Encoded, make_batch, micro_batches, plan_steps
+from finetune.batches import Encoded, make_batch, micro_batches, plan_steps, step_weight
 from finetune.checkpoints import Checkpoints
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import Lora, attach_lora
@@ -129,7 +129,7 @@ def accumulate_gradients(
         mean_weight: of all examples of the training; a step of light ones gets a gradient as light. None is the step's.
     """
     total_weight = sum(e.weight for e in examples)
-    share = 1.0 if mean_weight is None else total_weight / len(examples) / mean_weight
+    counts = step_weight(examples, mean_weight)
     sums = Sums()
     divergence = step_divergence(model, examples, reference, token_budget, sums)
     sharing = how_to_share(model)
@@ -138,7 +138,7 @@ def accumulate_gradients(
         batch = make_batch([row for e in members for row in e.packed(sharing)], model.device)
         logps = batch_token_logps(model, batch)
         loss = add_up(logps, batch, members, reference, divergence, night, sums) / total_weight
-        (share * loss).backward()
+        (counts * loss).backward()
         sums.loss += float(loss.detach())
     if world.size > 1:
         _add_up_ranks(world, model, sums)

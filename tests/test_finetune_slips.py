@@ -53,11 +53,8 @@ def test_sureness_and_slip_rate_are_the_numbers_worked_by_hand() -> None:
     a contradicted choice; of a supported one ε (1 - q) / (ε (1 - q) + (1 - ε) q) = 0.039206 / 0.660 = 0.059403.
     """
     doubt = reckon(torch.arange(100) < 82, torch.arange(100) < 66)
-    assert (
-        doubt
-        and doubt.sureness == pytest.approx(0.858330, abs=1e-5)
-        and doubt.slip_rate == pytest.approx(0.276742, abs=1e-5)
-    )
+    assert doubt
+    assert doubt.sureness == pytest.approx(0.858330, abs=1e-5) and doubt.slip_rate == pytest.approx(0.276742, abs=1e-5)
     assert doubt.contradicted == pytest.approx(0.698644, abs=1e-5) and doubt.outweighs
     assert doubt.supported == pytest.approx(0.059403, abs=1e-5)
 
@@ -65,11 +62,8 @@ def test_sureness_and_slip_rate_are_the_numbers_worked_by_hand() -> None:
 @pytest.mark.parametrize(("sureness", "slips"), [(0.9, 0.3), (0.8, 0.2), (0.7, 0.35)])
 def test_what_made_the_verdicts_is_found_again(sureness: float, slips: float) -> None:
     doubt = reckon(*verdicts(20_000, sureness, slips))
-    assert (
-        doubt
-        and doubt.sureness == pytest.approx(sureness, abs=0.01)
-        and doubt.slip_rate == pytest.approx(slips, abs=0.03)
-    )
+    assert doubt
+    assert doubt.sureness == pytest.approx(sureness, abs=0.01) and doubt.slip_rate == pytest.approx(slips, abs=0.03)
 
 
 def test_models_that_know_nothing_conclude_nothing() -> None:
@@ -107,12 +101,8 @@ def test_a_choice_is_sure_only_where_models_are_right_more_often_than_people() -
     choice = encoded(1)[0]
     agree, places = torch.arange(100) < 82, torch.arange(100)
     careful, careless = (reckon(agree, places < count, 0.1) for count in (80, 66))
-    assert (
-        careful
-        and careless
-        and not careful.weigh(choice, supported=True).sure
-        and not careful.weigh(choice, supported=False).sure
-    )
+    assert careful and careless
+    assert not any(careful.weigh(choice, supported=said).sure for said in (True, False))
     assert careless.weigh(choice, supported=True) == replace(choice, flip=careless.supported, sure=True)
 
 
