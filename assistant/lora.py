@@ -34,6 +34,7 @@ class AdapterBank:
 
     def __init__(self, model: PreTrainedModel, base_id: str) -> None:
         self.base_id = base_id
+        self._dtype = model.dtype
         self.current: Factors | None = None
         self.loaded: dict[str, Factors] = {}
         self.layers: dict[str, AdaptedLinear] = {}
@@ -66,7 +67,7 @@ class AdapterBank:
             if b is None or layer is None or not layer.fits(a, b):
                 raise AdapterDamaged(f"The adapter {info.id} does not fit this model at {name}. Promote another one.")
             scaled = b * (info.alpha / info.rank)
-            factors[name] = (layer.place(a.T), layer.place(scaled.T))
+            factors[name] = (layer.place(a.T, self._dtype), layer.place(scaled.T, self._dtype))
         if tensors or not factors:
             raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
         self.loaded[info.id] = factors
@@ -97,10 +98,9 @@ class AdaptedLinear(nn.Module):
         self._bank = [bank]  # in a list, so that torch does not take the bank for a submodule
         self.in_features, self.out_features = base.in_features, base.out_features
 
-    def place(self, factor: Tensor) -> Tensor:
-        """Bring a factor to where the layer computes and what it computes in; packed weights compute in bf16."""
-        weight = self.base.weight
-        return factor.contiguous().to(weight.device, weight.dtype if weight.is_floating_point() else torch.bfloat16)
+    def place(self, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bring a factor to where the layer computes and what its input is held in."""
+        return factor.contiguous().to(self.base.weight.device, dtype)
 
     def fits(self, a: Tensor, b: Tensor) -> bool:
         """Whether A (r, in) and B (out, r) belong to this layer."""

@@ -1,80 +1,68 @@
 """Weight-only integers for the CPU: 4-bit linear layers and an 8-bit head, exchanged inside transformers' own model.
 
-A decode step reads every weight once and is bound by memory, so few bits win; a long prompt is bound by
-arithmetic, where bf16 matrix products win. So each layer keeps both forms and takes the one that is
-faster for the rows at hand. The bf16 copy is the trainable base's own weight.
+A decode step reads every weight once and is bound by memory, so few bits win; a long prompt is bound by arithmetic,
+where whole matrix products win, in float32 on processors that have no fast ones in bf16. So a layer multiplies few rows
+by its integers and many rows by the numbers that these stand for: the same weight, up to the rounding of the sums.
 
 Four bits: groups of 32 along the input, scale and minimum from the group's extremes. The embedded file's
 Q4_1 blocks are exactly that, so nothing is lost twice. Kernels: torch's `_weight_int4pack_mm_for_cpu` and
 `_weight_int8pack_mm`, which need a CPU.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 GROUP = 32
-
-
-@dataclass
-class RowLimit:
-    """Up to how many rows the integer kernels are used; shared by all layers of a model.
-
-    Eight is where bf16 catches up, measured on two cores. The examination raises it, so that what is
-    examined is what decodes.
-    """
-
-    rows: int = 8
+FEW_ROWS = 8
+"""Up to so many rows the integer kernels are faster, measured on two cores with and without bf16 units."""
 
 
 class Int4Linear(nn.Linear):
-    """A linear layer without gradient whose weight is also held in 4 bits for few rows."""
+    """A linear layer without gradient whose weight is held in 4 bits for few rows, and whole for many."""
 
     packed: Tensor
     scales_and_zeros: Tensor
-    limit: RowLimit
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, limit: RowLimit) -> "Int4Linear":
-        """Take over a bf16 layer's weight, (out, in) with `in` a multiple of 32, and pack it."""
+    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> "Int4Linear":
+        """Pack a layer's weight, (out, in) with `in` a multiple of 32; `dtype` is that of the products of many rows."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer.limit = limit
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
-        layer.bias = linear.bias
         quantised, scales_and_zeros = quantize_groups(linear.weight.detach())
+        layer.weight = nn.Parameter(restore_groups(quantised, scales_and_zeros).to(dtype), requires_grad=False)
+        layer.bias = linear.bias
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised, 1)
         layer.register_buffer("packed", packed, persistent=False)
         layer.register_buffer("scales_and_zeros", scales_and_zeros, persistent=False)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute x Wᵀ + b for x (…, in)."""
+        """Compute x Wᵀ + b for bf16 x (…, in)."""
         rows = x.numel() // self.in_features
-        if rows > self.limit.rows:
-            return nn.functional.linear(x, self.weight, self.bias)
-        flat = x.reshape(rows, self.in_features).contiguous()
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
-        y = y.view(*x.shape[:-1], self.out_features)
+        if rows > FEW_ROWS:
+            y = nn.functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
+        else:
+            flat = x.reshape(rows, self.in_features).contiguous()
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
+            y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
 
 class Int8Head(nn.Linear):
-    """The output head with 8-bit rows for few positions; the embedding it may be tied to stays as it is."""
+    """The output head with 8-bit rows; the embedding it may be tied to stays as it is."""
 
     quantised: Tensor
     scales: Tensor
-    limit: RowLimit
+    dtype: torch.dtype
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, limit: RowLimit) -> "Int8Head":
-        """Take over a bf16 head and add its 8-bit form, one scale an output row."""
+    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> "Int8Head":
+        """Take over a bf16 head and add its 8-bit form, one scale an output row; `dtype` is as in Int4Linear."""
         head = cls.__new__(cls)
         nn.Module.__init__(head)
-        head.limit = limit
+        head.dtype = dtype
         head.in_features, head.out_features = linear.in_features, linear.out_features
         head.weight, head.bias = linear.weight, linear.bias
         weight = linear.weight.detach().float()
@@ -84,13 +72,15 @@ class Int8Head(nn.Linear):
         return head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits (…, vocabulary) for x (…, hidden)."""
+        """Compute the logits (…, vocabulary) for bf16 x (…, hidden)."""
         rows = x.numel() // self.in_features
-        if rows > self.limit.rows or self.bias is not None:
-            return nn.functional.linear(x, self.weight, self.bias)
-        flat = x.reshape(rows, self.in_features).contiguous()
-        logits: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self.quantised, self.scales)
-        return logits.view(*x.shape[:-1], self.out_features)
+        if rows > FEW_ROWS:  # 8 bits are whole numbers in bf16, too
+            logits = (nn.functional.linear(x.to(self.dtype), self.quantised.to(self.dtype)) * self.scales).to(x.dtype)
+        else:
+            flat = x.reshape(rows, self.in_features).contiguous()
+            logits = torch.ops.aten._weight_int8pack_mm(flat, self.quantised, self.scales)
+            logits = logits.view(*x.shape[:-1], self.out_features)
+        return logits if self.bias is None else logits + self.bias
 
 
 def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +103,14 @@ def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     return levels.view(out, inner).to(torch.int32), scales_and_zeros
 
 
+def restore_groups(quantised: Tensor, scales_and_zeros: Tensor) -> Tensor:
+    """Compute the numbers that `quantize_groups` made levels of: (out, in) float32."""
+    scale, zero = scales_and_zeros.float().permute(2, 1, 0).unsqueeze(-1)  # (out, groups, 1) each
+    groups = quantised.view(*scale.shape[:2], GROUP)
+    restored: Tensor = (groups - 8) * scale + zero
+    return restored.view(quantised.shape)
+
+
 def can_be_int4(linear: nn.Linear) -> bool:
     """Whether the kernel takes this layer: plain, bf16, on the CPU, input a multiple of 32, output of 16."""
     return (
@@ -124,18 +122,22 @@ def can_be_int4(linear: nn.Linear) -> bool:
     )
 
 
-def exchange_for_integers(model: PreTrainedModel) -> RowLimit | None:
+def exchange_for_integers(model: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Exchange every linear layer that can be for its 4-bit form and the head for its 8-bit form, in place.
 
+    Args:
+        model: in bf16, which the integer kernels take and give.
+        dtype: of the products of many rows.
+
     Returns:
-        The row limit all of them read, or None where no layer could be exchanged.
+        Whether any layer could be exchanged.
     """
-    limit, exchanged = RowLimit(), False
+    exchanged = False
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and can_be_int4(child):
-                exchange = Int8Head.from_linear if child is head else Int4Linear.from_linear
-                parent.register_module(name, exchange(child, limit))
+                form = Int8Head if child is head else Int4Linear
+                parent.register_module(name, form.from_linear(child, dtype))
                 exchanged = True
-    return limit if exchanged else None
+    return exchanged

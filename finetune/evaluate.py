@@ -80,7 +80,7 @@ def score_rows(
     """
     rows = [row for pair in pairs for row in pair.rows]
     phase = f"examine {adapter_id or 'base'}"
-    with served.adapters.use(adapter_id), served.as_decoded():
+    with served.adapters.use(adapter_id):
         if adapter_id is None:
             return reference_logps(served.model, rows, cache, progress, phase, world)
         distinct: dict[str, Row] = {row_key(row): row for row in rows}
@@ -124,7 +124,7 @@ def fixed_text_perplexity(served: ServedModel, adapter_id: str | None) -> float:
     room = min(TEXT_WINDOW, served.model.config.get_text_config().max_position_embeddings)
     windows = [ids[start : start + room] for start in range(0, len(ids), room)]
     rows: list[Row] = [(window[:1], window[1:]) for window in windows if len(window) > 1]
-    with served.adapters.use(adapter_id), served.as_decoded():
+    with served.adapters.use(adapter_id):
         total = sum(row_logps(served.model, rows))
     return math.exp(-total / sum(len(row[1]) for row in rows))
 
@@ -165,7 +165,7 @@ def is_flawed(text: str) -> bool:
 
 def served_cache(cache_dir: Path, served: ServedModel, template: str) -> LogpCache:
     """Open the cache of the base's scores in the form it is served in."""
-    return LogpCache(cache_dir, served.base_id, f"served {served.numeric_form}", template)
+    return LogpCache(cache_dir, served.base_id, f"served {served.numeric_form}, {served.products} products", template)
 
 
 def _win(difference: float) -> float:

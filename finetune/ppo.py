@@ -36,7 +36,7 @@ from finetune.lora import Lora
 from finetune.ppo_losses import adapt_beta, advantages, policy_losses, token_rewards, value_losses, whiten
 from finetune.ppo_models import Models, Reward, by_token, sample_scored
 from finetune.progress import Progress, silent
-from finetune.train import TOKEN_BUDGET
+from finetune.scoring import token_budget
 
 CLIP, VALUE_CLIP = 0.2, 0.2
 DECAY = 1.0
@@ -167,7 +167,7 @@ class PolicyTraining:
         self.ptx_taken += count
         tokens = sum(len(completion) for _, completion in rows)
         total = 0.0
-        for part in micro_rows(rows, TOKEN_BUDGET):
+        for part in micro_rows(rows, token_budget(self.models.model)):
             loss = -self.models.policy_logps(make_batch(part, self.models.model.device)).sum() / tokens
             (self.night.ppo_ptx_weight * loss).backward()
             total += float(loss.detach())
@@ -227,7 +227,7 @@ def train_policy(
 
 
 def accumulate_ppo_gradients(
-    models: Models, episodes: Sequence[Episode], value_clip: float, token_budget: int = TOKEN_BUDGET
+    models: Models, episodes: Sequence[Episode], value_clip: float, budget: int | None = None
 ) -> dict[str, float]:
     """Add the gradients of one step's losses of policy and value, micro-batch by micro-batch.
 
@@ -235,7 +235,7 @@ def accumulate_ppo_gradients(
         models: policy and value learn.
         episodes: the step's.
         value_clip: in the units of the reward.
-        token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
+        budget: padded tokens of a micro-batch, which change no gradient; None is `scoring.token_budget`.
 
     Returns:
         The step's policy_loss and value_loss, and clip_fraction, means over its tokens.
@@ -243,7 +243,7 @@ def accumulate_ppo_gradients(
     tokens = sum(len(e.logps) for e in episodes)
     device = models.model.device
     sums = torch.zeros(3, device=device)
-    for members in _cut(episodes, token_budget):
+    for members in _cut(episodes, budget or token_budget(models.model)):
         batch = make_batch([e.row for e in members], device)
         old_logps, old_values, gained, returns = (
             torch.cat(parts).to(device)
@@ -263,12 +263,12 @@ def plan_prompts(count: int, iterations: int, size: int, seed: int) -> list[list
     return [list(islice(order, size)) for _ in range(iterations)]
 
 
-def _cut(episodes: Sequence[Episode], token_budget: int) -> list[list[Episode]]:
+def _cut(episodes: Sequence[Episode], budget: int) -> list[list[Episode]]:
     """Cut episodes, sorted by length, so that padded tokens stay within the budget; one episode at least."""
     batches: list[list[Episode]] = []
     for episode in sorted(episodes, key=lambda e: (len(e.row[0]) + len(e.row[1]), e.row)):
         width = len(episode.row[0]) + len(episode.row[1])
-        if not batches or (len(batches[-1]) + 1) * width > token_budget:
+        if not batches or (len(batches[-1]) + 1) * width > budget:
             batches.append([])
         batches[-1].append(episode)
     return batches

@@ -20,8 +20,7 @@ from finetune.lora import Adapters, attach_adapters
 from finetune.reward import RewardHead, RewardModel
 from finetune.reward_folder import SavedReward
 from finetune.rollouts import Rollout, sample_replies
-from finetune.scoring import batch_token_logps, hidden_states
-from finetune.train import TOKEN_BUDGET
+from finetune.scoring import batch_token_logps, hidden_states, token_budget
 
 Reward = Callable[[Sequence[Row], Sequence[str]], Tensor]
 """Rows and their replies' texts to (R,) scores."""
@@ -179,7 +178,7 @@ def sample_scored(
 def by_token(models: Models, rows: Sequence[Row], compute: Callable[[Batch], Tensor]) -> Tensor:
     """Compute a number for each completion token of every row, in the order of the rows: (N,) on the CPU."""
     found: dict[Row, Tensor] = {}
-    for part in micro_rows(list(dict.fromkeys(rows)), TOKEN_BUDGET):
+    for part in micro_rows(list(dict.fromkeys(rows)), token_budget(models.model)):
         numbers = compute(make_batch(part, models.model.device)).cpu()
         found |= zip(part, numbers.split([len(completion) for _, completion in part]), strict=True)
     return torch.cat([found[row] for row in rows])

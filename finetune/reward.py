@@ -30,8 +30,8 @@ from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import Lora, attach_lora
 from finetune.losses import reward_losses
 from finetune.progress import Progress, silent
-from finetune.scoring import hidden_states, how_to_share
-from finetune.train import TOKEN_BUDGET, schedule
+from finetune.scoring import hidden_states, how_to_share, token_budget
+from finetune.train import schedule
 
 Centre = Literal["demonstrations", "preferred replies"]
 
@@ -69,7 +69,7 @@ class RewardModel:
         """
         distinct = list(dict.fromkeys(rows))
         found: dict[Row, float] = {}
-        for part in micro_rows(distinct, TOKEN_BUDGET):
+        for part in micro_rows(distinct, token_budget(self.model)):
             rewards = self.head.rewards(end_states(self.model, make_batch(part, self.model.device)))
             found |= dict(zip(part, rewards.tolist(), strict=True))
             progress("rewards", len(found), len(distinct))
@@ -181,7 +181,7 @@ def accumulate_reward_gradients(
     head: RewardHead,
     examples: Sequence[Encoded],
     night: NightSettings,
-    token_budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     mean_weight: float | None = None,
 ) -> dict[str, float]:
     """Add the gradients of one step's loss, micro-batch by micro-batch.
@@ -191,7 +191,7 @@ def accumulate_reward_gradients(
         head: with a trainable weight.
         examples: the step's pairs and rankings.
         night: label_smoothing.
-        token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
+        budget: padded tokens of a micro-batch, which change no gradient; None is `scoring.token_budget`.
         mean_weight: of all examples of the training; a step of light ones gets a gradient as light. None is the step's.
 
     Returns:
@@ -201,7 +201,7 @@ def accumulate_reward_gradients(
     counts = step_weight(examples, mean_weight)
     sums = torch.zeros(3, device=model.device)
     sharing = how_to_share(model)
-    for members in micro_batches(examples, token_budget, sharing):
+    for members in micro_batches(examples, budget or token_budget(model), sharing):
         batch = make_batch([row for e in members for row in e.packed(sharing)], model.device)
         losses, margins, weights = pair_losses(head.rewards(end_states(model, batch)), members, night.label_smoothing)
         shares = weights / total_weight

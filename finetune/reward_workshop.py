@@ -1,6 +1,6 @@
 """Steps that train and examine reward models: from examples to a folder, and from a folder to an accuracy.
 
-A reward model computes on the base as it is trained, in bf16, not as people are served: it answers nobody.
+A reward model computes on the base as it is trained, not as people are served: it answers nobody.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from assistant.loading import Base, load_tokenizer, load_trainable
+from assistant.loading import Base, dtype_name, load_tokenizer, load_trainable
 from assistant.prompt import template_hash
 from assistant.settings import Settings
 from finetune.attention import short_rows
@@ -21,8 +21,6 @@ from finetune.progress import Progress, silent
 from finetune.reward import RewardModel, TrainedReward, train_reward
 from finetune.reward_folder import attach_reward, read_reward, write_reward
 from finetune.workshop import context_tokens, encode_for_training
-
-NUMERIC_FORM = "bf16, as trained"
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,14 @@ def examine_reward(
     lengths = torch.tensor([[float(len(c)) for c in pair.completions] for pair in encoded])
     longer = sum(_wins(lengths)) / len(encoded)
     return RewardFindings(
-        saved.id, sum(outcomes) / len(outcomes), low, high, len(encoded), longer, NUMERIC_FORM, counts
+        saved.id,
+        sum(outcomes) / len(outcomes),
+        low,
+        high,
+        len(encoded),
+        longer,
+        f"{dtype_name(model.dtype)}, as trained",
+        counts,
     )
 
 

@@ -23,10 +23,8 @@ from finetune.lora import Lora, attach_lora
 from finetune.mixture import Sums, add_up, step_divergence
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
-from finetune.scoring import batch_token_logps, how_to_share
+from finetune.scoring import batch_token_logps, how_to_share, token_budget
 
-TOKEN_BUDGET = 1024
-"""Padded tokens of one micro-batch: bounds the memory of activations; more brought no speed on two cores."""
 WARM_UP_SHARE = 0.1
 
 
@@ -113,7 +111,7 @@ def accumulate_gradients(
     examples: Sequence[Encoded],
     reference: Mapping[str, float],
     night: NightSettings,
-    token_budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     world: World = ALONE,
     mean_weight: float | None = None,
 ) -> Sums:
@@ -124,17 +122,18 @@ def accumulate_gradients(
         examples: the step's.
         reference: row key to the base's log-probability.
         night: the loss settings.
-        token_budget: padded tokens of a micro-batch; changes memory and speed, no gradient.
+        budget: padded tokens of a micro-batch, which change no gradient; None is `scoring.token_budget`.
         world: who else computes a part; KTO's divergence, of the whole step, is computed by each.
         mean_weight: of all examples of the training; a step of light ones gets a gradient as light. None is the step's.
     """
     total_weight = sum(e.weight for e in examples)
     counts = step_weight(examples, mean_weight)
     sums = Sums()
-    divergence = step_divergence(model, examples, reference, token_budget, sums)
+    budget = budget or token_budget(model)
+    divergence = step_divergence(model, examples, reference, budget, sums)
     sharing = how_to_share(model)
     mine = world.share(examples, lambda e: len(e.completions) * e.width)
-    for members in micro_batches(mine, token_budget, sharing):
+    for members in micro_batches(mine, budget, sharing):
         batch = make_batch([row for e in members for row in e.packed(sharing)], model.device)
         logps = batch_token_logps(model, batch)
         loss = add_up(logps, batch, members, reference, divergence, night, sums) / total_weight

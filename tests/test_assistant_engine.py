@@ -28,7 +28,7 @@ def say(text: str) -> list[Message]:
 def served() -> ServedModel:
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocabulary=len(tokenizer))
-    return ServedModel(model, tokenizer, "base-1", "fp32", AdapterBank(model, "base-1"), None)
+    return ServedModel(model, tokenizer, "base-1", "fp32", "fp32", AdapterBank(model, "base-1"))
 
 
 @pytest.fixture

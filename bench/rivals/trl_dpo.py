@@ -29,7 +29,7 @@ def configure(job: dict[str, Any], folder: str) -> DPOConfig:
     """Say to TRL what is equal for all, and what tuning is."""
     return DPOConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=not job["exact"],
         per_device_train_batch_size=job["batch"],
         gradient_accumulation_steps=job["accumulate"],
@@ -65,6 +65,13 @@ def make_trainer(job: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrai
     return trainer
 
 
+def peak_gb() -> float:
+    """Peak memory in GB: the GPU's where there is one, else the resident set's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train, write the adapter, and say how it went."""
     torch.set_num_threads(job["threads"])
@@ -83,7 +90,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     return {
         "seconds": seconds,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gb": peak_gb(),
         "losses": [entry["loss"] for entry in steps],
         "rates": [entry["learning_rate"] for entry in steps],
         "rows": [[row[name] for name in columns] for row in trainer.train_dataset],
