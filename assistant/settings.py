@@ -90,7 +90,9 @@ class NightSettings(BaseModel):
     ppo_iterations: int = Field(30, ge=1)
     """How often PPO samples replies and learns from them."""
     ppo_prompts: int = Field(64, ge=1)
-    """Replies sampled in one iteration, one a prompt."""
+    """Replies sampled in one iteration."""
+    ppo_group: int = Field(1, ge=1)
+    """Replies to one prompt; from 2 on each is held against the others (RLOO), and no value is learned."""
     ppo_reply_tokens: int = Field(64, ge=1)
     """Longest reply that PPO samples, in tokens."""
     ppo_epochs: int = Field(1, ge=1)

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from assistant.arithmetic import multiplies_bf16
 from assistant.loading import Base, load_tokenizer, load_trainable
 from assistant.settings import NightSettings
 from finetune.batches import Encoded, encode_examples, plan_steps
@@ -177,6 +178,7 @@ def train_theirs(
             "accumulate": pairs_a_step // batch,
             "tuned": tuned,
             "exact": exact,
+            "bf16_is_fast": multiplies_bf16(),
         },
     )
     if [tuple(map(tuple, row)) for row in answer["rows"]] != rows:

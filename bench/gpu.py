@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
+from assistant.arithmetic import best_device
 from assistant.loading import Base, resolve_base
 from assistant.settings import Settings
 from bench.contenders import Bench, DidNotFinish, Result, choose, plan, train_ours, train_theirs, write_start
@@ -55,20 +56,18 @@ def write_model(folder: Path, shape: str, form: str, tokenizer: Path) -> None:
         pad_token_id=loaded.pad_token_id,
     )
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with best_device():
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     if form == "nf4":
         del model
-        torch.cuda.empty_cache()
         four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
         packed = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, quantization_config=four, device_map={"": 0}
+            folder, dtype=torch.bfloat16, quantization_config=four, device_map={"": best_device()}
         )
         shutil.rmtree(folder)
         packed.save_pretrained(folder)
     loaded.save_pretrained(folder)
-    torch.cuda.empty_cache()
 
 
 def measure(shape: str, form: str, folder: Path, embedded: Base, args: argparse.Namespace) -> list[Measured]:
@@ -81,7 +80,8 @@ def measure(shape: str, form: str, folder: Path, embedded: Base, args: argparse.
     night = NIGHT.model_copy(update={"batch_examples": args.batch})
     start = folder / "start.safetensors"
     write_start(base, night, start)
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the contenders' processes want the memory
     bench = Bench(base, folder, args.rival_python, torch.get_num_threads(), start)
     work = plan(base, f"pairs-{shape}-{form}", pairs, night)
     tokens = sum(len(e.prompt) + len(c) for step in work.steps for e in step for c in e.completions)

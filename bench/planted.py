@@ -147,6 +147,7 @@ def learn_and_examine(base: Base, settings: Settings, examples: Sequence[Example
     with ProgressBar() as bar:
         made = train_and_write(base, settings, examples, settings.adapters_dir, "planted", bar)
     minutes = (time.monotonic() - started) / 60
+    sys.stderr.write(f"{made.examples} examples learned in {minutes:.1f} minutes, {made.counts['doubted']} doubted\n")
     served = load_served(base, settings)
     pairs, _ = encode_examples(served.tokenizer, clean, settings.night.max_tokens)
     cache = served_cache(settings.cache_dir, served, template_hash(served.tokenizer))

@@ -162,19 +162,23 @@ def measure(args: argparse.Namespace) -> Found:
         start = Path(folder) / "start.safetensors"
         write_start(base, night, start)
         bench = Bench(base, Path(folder), args.rival_python, args.threads, start)
-        first = plan(base, "pairs in float32", pairs[: EXACT_STEPS * night.batch_examples], night)
-        exact = require_equal(
-            [
-                train_ours(bench, first, night, exact=True),
-                train_theirs(bench, first, night, args.batches[0], exact=True),
-                train_theirs(bench, first, night, args.batches[0], tuned=False, exact=True),
-            ]
-        )
-        results = contest(bench, plan(base, "pairs", pairs, night), night, args.batches, defaults=True)
-        best = int(results[2].contender.rpartition(" ")[2])
-        results += contest(bench, plan(base, "rankings", ranked, by_ranking), by_ranking, [best], defaults=False)
-        ours, theirs = Path(results[0].adapter) / TENSORS, Path(results[2].adapter)
-        examined = compare(base, night, heldout, ours, theirs) if heldout else None
+        exact, results, examined, best = [], [], None, args.batches[0]
+        if "pairs" in args.works:
+            first = plan(base, "pairs in float32", pairs[: EXACT_STEPS * night.batch_examples], night)
+            exact = require_equal(
+                [
+                    train_ours(bench, first, night, exact=True),
+                    train_theirs(bench, first, night, args.batches[0], exact=True),
+                    train_theirs(bench, first, night, args.batches[0], tuned=False, exact=True),
+                ]
+            )
+            results = contest(bench, plan(base, "pairs", pairs, night), night, args.batches, defaults=True)
+            best = int(results[2].contender.rpartition(" ")[2])
+            ours, theirs = Path(results[0].adapter) / TENSORS, Path(results[2].adapter)
+            examined = compare(base, night, heldout, ours, theirs) if heldout else None
+        if "rankings" in args.works:
+            work = plan(base, "rankings", ranked, by_ranking)
+            results += contest(bench, work, by_ranking, [best], defaults=False)
     return Found(
         describe_machine(args.threads),
         f"Pairs of {file.name}" if file else "The file is not here: pairs of the project's own making",
@@ -192,9 +196,13 @@ def report_lines(found: Found) -> list[str]:
         "",
         *table(found.results),
         "",
-        "Same tokens, steps, learning rates and starting adapter. In float32 the losses of single steps are at most "
-        f"{max(result.apart for result in found.exact):.3%} apart; in bf16 everybody rounds in their own way.",
     ]
+    if found.exact:
+        apart = max(result.apart for result in found.exact)
+        lines.append(
+            "Same tokens, steps, learning rates and starting adapter. In float32 the losses of steps are at most "
+            f"{apart:.3%} apart; in bf16 everybody rounds in their own way."
+        )
     first = {result.work: result for result in found.results if result.contender == OURS}
     saved = [(r.work, r.per_s / first[r.work].per_s) for r in found.results if r.contender == AGAIN]
     lines += [f"The next night keeps its reference: {times:.2f} × as fast on the {work}." for work, times in saved]
@@ -214,6 +222,7 @@ def main() -> None:
         "--data", type=Path, default=None, help="an hh-rlhf file; else where NIGHTSCHOOL_TEST_DATA says"
     )
     parser.add_argument("--pairs", type=int, default=64, help="that are trained on")
+    parser.add_argument("--works", nargs="+", choices=["pairs", "rankings"], default=["pairs", "rankings"])
     parser.add_argument("--rankings", type=int, default=16, help="of four replies each")
     parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt with a reply")
     parser.add_argument("--heldout", type=int, default=0, help="pairs that both adapters are examined on")

@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ Row = tuple[Ids, Ids]
 
 SharedRow = tuple[Ids, ...]
 """Prompt ids, then the ids of each completion; with one completion a Row."""
+
+
+RowT = TypeVar("RowT", bound=SharedRow)
 
 
 class Sharing(NamedTuple):
@@ -294,14 +297,40 @@ def micro_batches(examples: Sequence[Encoded], token_budget: int, sharing: Shari
     return batches
 
 
-def micro_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
-    """Cut single rows, sorted by length, so that padded tokens stay within the budget; one row at least."""
-    batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda r: (_width(r), r)):
-        if not batches or (len(batches[-1]) + 1) * _width(row) > token_budget:
-            batches.append([])
-        batches[-1].append(row)
+def micro_rows(rows: Sequence[RowT], token_budget: int) -> list[list[RowT]]:
+    """Cut rows, sorted by length, so that padded tokens stay within the budget; one row at least.
+
+    Shared rows stand apart, as in `micro_batches`.
+    """
+    batches: list[list[RowT]] = []
+    for shared in (False, True):
+        begun = len(batches)
+        for row in sorted((r for r in rows if (len(r) > 2) is shared), key=lambda r: (_width(r), r)):
+            if len(batches) == begun or (len(batches[-1]) + 1) * _width(row) > token_budget:
+                batches.append([])
+            batches[-1].append(row)
     return batches
+
+
+def share_rows(rows: Sequence[Row], sharing: Sharing) -> list[SharedRow]:
+    """Put the completions of each prompt into one row where they may share it, and into several where they are many."""
+    shared: list[list[Ids]] = []
+    open_row: dict[Ids, list[Ids]] = {}
+    for prompt, completion in rows:
+        parts = open_row.get(prompt)
+        may = len(prompt) + len(completion) <= sharing.reach
+        if parts is not None and may and sum(map(len, parts)) + len(completion) <= sharing.tokens:
+            parts.append(completion)
+            continue
+        shared.append([prompt, completion])
+        if may:
+            open_row[prompt] = shared[-1]
+    return [tuple(parts) for parts in shared]
+
+
+def single_rows(rows: Sequence[SharedRow]) -> list[Row]:
+    """List what shared rows hold, in the order of a batch's completions."""
+    return [(prompt, completion) for prompt, *completions in rows for completion in completions]
 
 
 def row_key(row: Row) -> str:

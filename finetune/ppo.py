@@ -2,6 +2,9 @@
 
     score(y) - β Σ_t log(π / ref)   is maximised, with   + γ_ptx · NLL of texts that shall stay likely
 
+What a reply is held against is a learned value of its prompt and beginning, or, with `ppo_group` replies to each
+prompt, what the others of its group got (RLOO). The latter needs no value model, and the group shares its prompt's row.
+
 Numbered differences from InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, section 3.5 and appendix C.4):
 1. Policy, reference, reward and value are adapters on one copy of the frozen base. The backward pass of one is over
    before the next is switched on, and no activation is recomputed.
@@ -29,14 +32,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from assistant.settings import NightSettings
-from finetune.batches import Row, make_batch, micro_rows, plan_steps
+from finetune.batches import Row, make_batch, micro_rows, plan_steps, share_rows, single_rows
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.intervals import TO_AN_END
 from finetune.lora import Lora
-from finetune.ppo_losses import adapt_beta, advantages, policy_losses, token_rewards, value_losses, whiten
+from finetune.ppo_losses import (
+    adapt_beta,
+    advantages,
+    leave_one_out,
+    policy_losses,
+    token_rewards,
+    value_losses,
+    whiten,
+)
 from finetune.ppo_models import Models, Reward, by_token, sample_scored
 from finetune.progress import Progress, silent
-from finetune.scoring import token_budget
+from finetune.scoring import how_to_share, token_budget
 
 CLIP, VALUE_CLIP = 0.2, 0.2
 DECAY = 1.0
@@ -57,6 +68,7 @@ class Episode:
     row: Row
     logps: Tensor
     values: Tensor
+    """Zeros where no value is learned."""
     advantages: Tensor
     returns: Tensor
 
@@ -105,16 +117,20 @@ class PolicyTraining:
         self.unit = 0.0  # the first replies' standard deviation
         self.generator = torch.Generator(models.model.device).manual_seed(night.seed)
         self.policy = models.adapters["policy"].parameters
-        self.value = [*models.adapters["value"].parameters, *models.value_head.parameters()]
-        self.optimizer = torch.optim.AdamW([{"params": self.policy}, {"params": self.value}], weight_decay=0.0)
+        self.value: list[nn.Parameter] = []
+        if night.ppo_group == 1:
+            self.value = [*models.adapters["value"].parameters, *models.value_head.parameters()]
+        learned = [{"params": part} for part in (self.policy, self.value) if part]
+        self.optimizer = torch.optim.AdamW(learned, weight_decay=0.0)
 
-    def collect(self, prompts: Sequence[tuple[int, ...]]) -> tuple[list[Episode], dict[str, float], list[str]]:
-        """Sample and score a reply to each prompt.
+    def collect(self, asked: Sequence[tuple[int, ...]]) -> tuple[list[Episode], dict[str, float], list[str]]:
+        """Sample and score the replies to each prompt.
 
         Returns:
             The episodes, what they tell of the policy, and a few of the texts.
         """
         models, night = self.models, self.night
+        prompts = [prompt for prompt in asked for _ in range(night.ppo_group)]
         found = sample_scored(models, self.tokenizer, prompts, self.reward, night.ppo_reply_tokens, self.generator)
         _require_finite(float(found.scores.sum()), "reward")
         if not self.unit:
@@ -124,18 +140,25 @@ class PolicyTraining:
         _require_finite(numbers["kl"], "KL")
         lengths = found.lengths
         rewards = token_rewards(judged, found.logps, found.reference_logps, lengths, self.beta * self.unit)
-        values = by_token(models, found.rows, models.values)
+        values = by_token(models, found.rows, models.values) if self.value else torch.zeros_like(rewards)
         gained = advantages(rewards, values, lengths, DECAY)
+        if not self.value:
+            totals = torch.stack([reply.sum() for reply in rewards.split(lengths)])
+            others = leave_one_out(totals, night.ppo_group)
+            gained -= others.repeat_interleave(torch.tensor(lengths))
         columns = (found.logps, values, whiten(gained), gained + values)
         parts = zip(found.rows, *(column.split(lengths) for column in columns), strict=True)
         return [Episode(*part) for part in parts], numbers, found.texts[:SHOWN]
 
     def learn(self, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
         """Take the optimiser steps of one iteration and return the means of their numbers."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.night.ppo_learning_rate * min(1.0, iteration / WARM_UP)
-        plan = plan_steps([self.night.ppo_epochs] * len(episodes), MINIBATCH, self.night.seed + iteration)
-        found = [self._step([episodes[i] for i in members]) for members in plan]
+        for part in self.optimizer.param_groups:
+            part["lr"] = self.night.ppo_learning_rate * min(1.0, iteration / WARM_UP)
+        group = self.night.ppo_group
+        groups = [episodes[start : start + group] for start in range(0, len(episodes), group)]
+        together = max(1, MINIBATCH // group)
+        plan = plan_steps([self.night.ppo_epochs] * len(groups), together, self.night.seed + iteration)
+        found = [self._step([episode for i in members for episode in groups[i]]) for members in plan]
         return {name: sum(numbers[name] for numbers in found) / len(found) for name in found[0]}
 
     def _begin(self, scores: Tensor) -> None:
@@ -153,7 +176,8 @@ class PolicyTraining:
             _require_finite(value, name.replace("_", " "))
         norm = float(nn.utils.clip_grad_norm_(self.policy, self.night.max_grad_norm))
         _require_finite(norm, "policy's gradient")
-        _require_finite(float(nn.utils.clip_grad_norm_(self.value, self.night.max_grad_norm)), "value's gradient")
+        if self.value:
+            _require_finite(float(nn.utils.clip_grad_norm_(self.value, self.night.max_grad_norm)), "value's gradient")
         self.optimizer.step()
         _require_finite(float(nn.utils.get_total_norm([p.detach() for p in self.policy])), "adapter's weight")
         return numbers | {"grad_norm": norm}
@@ -207,7 +231,8 @@ def train_policy(
     history: list[dict[str, float]] = []
     samples: list[list[str]] = []
     best, tensors, chosen, stopped = -math.inf, policy.tensors(), 0, False
-    plan = plan_prompts(len(prompts), night.ppo_iterations + 1, night.ppo_prompts, night.seed)
+    asked = max(1, night.ppo_prompts // night.ppo_group)
+    plan = plan_prompts(len(prompts), night.ppo_iterations + 1, asked, night.seed)
     for iteration, members in enumerate(plan):
         episodes, numbers, texts = training.collect([prompts[i] for i in members])
         samples.append(texts)
@@ -232,7 +257,7 @@ def accumulate_ppo_gradients(
     """Add the gradients of one step's losses of policy and value, micro-batch by micro-batch.
 
     Args:
-        models: policy and value learn.
+        models: the policy learns, and the value where there is one.
         episodes: the step's.
         value_clip: in the units of the reward.
         budget: padded tokens of a micro-batch, which change no gradient; None is `scoring.token_budget`.
@@ -243,16 +268,23 @@ def accumulate_ppo_gradients(
     tokens = sum(len(e.logps) for e in episodes)
     device = models.model.device
     sums = torch.zeros(3, device=device)
-    for members in _cut(episodes, budget or token_budget(models.model)):
-        batch = make_batch([e.row for e in members], device)
+    by_row: dict[Row, list[Episode]] = {}
+    for episode in episodes:
+        by_row.setdefault(episode.row, []).append(episode)  # a reply may have been sampled twice
+    shared = share_rows([e.row for e in episodes], how_to_share(models.model))
+    for part in micro_rows(shared, budget or token_budget(models.model)):
+        batch = make_batch(part, device)
+        members = [by_row[row].pop() for row in single_rows(part)]
         old_logps, old_values, gained, returns = (
             torch.cat(parts).to(device)
             for parts in zip(*((e.logps, e.values, e.advantages, e.returns) for e in members), strict=True)
         )
         losses, clipped = policy_losses(models.policy_logps(batch), old_logps, gained, CLIP)
         (losses.sum() / tokens).backward()  # before the value's adapter is switched on
-        misses = value_losses(models.values(batch), old_values, returns, value_clip)
-        (misses.sum() / tokens).backward()
+        misses = torch.zeros_like(losses)
+        if "value" in models.adapters.loras:
+            misses = value_losses(models.values(batch), old_values, returns, value_clip)
+            (misses.sum() / tokens).backward()
         sums += torch.stack([losses.detach().sum(), misses.detach().sum(), clipped.sum()]) / tokens
     return dict(zip(("policy_loss", "value_loss", "clip_fraction"), sums.tolist(), strict=True))
 
@@ -261,17 +293,6 @@ def plan_prompts(count: int, iterations: int, size: int, seed: int) -> list[list
     """List the prompt numbers of every iteration, all prompts once before any twice."""
     order = (i for step in plan_steps([-(-iterations * size // count)] * count, count, seed) for i in step)
     return [list(islice(order, size)) for _ in range(iterations)]
-
-
-def _cut(episodes: Sequence[Episode], budget: int) -> list[list[Episode]]:
-    """Cut episodes, sorted by length, so that padded tokens stay within the budget; one episode at least."""
-    batches: list[list[Episode]] = []
-    for episode in sorted(episodes, key=lambda e: (len(e.row[0]) + len(e.row[1]), e.row)):
-        width = len(episode.row[0]) + len(episode.row[1])
-        if not batches or (len(batches[-1]) + 1) * width > budget:
-            batches.append([])
-        batches[-1].append(episode)
-    return batches
 
 
 def _require_finite(value: float, what: str) -> None:

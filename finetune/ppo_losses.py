@@ -63,6 +63,22 @@ def advantages(rewards: Tensor, values: Tensor, lengths: Sequence[int], decay: f
     return torch.tensor(found, dtype=torch.float32)
 
 
+def leave_one_out(scores: Tensor, group: int) -> Tensor:
+    """Compute what each reply is held against: the mean score of the other replies to its prompt.
+
+    Source: 1 / (K-1) Σ_{j≠i} R_j. Kool et al. 2019; Ahmadian et al. 2024 (RLOO), arXiv:2402.14740 eq. 7.
+
+    Args:
+        scores: (R,) those of one prompt side by side.
+        group: K, 2 or more; R is a multiple of it.
+
+    Returns:
+        (R,)
+    """
+    grouped = scores.view(-1, group)
+    return ((grouped.sum(dim=1, keepdim=True) - grouped) / (group - 1)).flatten()
+
+
 def whiten(values: Tensor) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1; values that are all equal become 0."""
     return (values - values.mean()) / (values.std(correction=0) + 1e-8)

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from assistant.prompt import end_of_turn
 from assistant.settings import NightSettings
-from finetune.batches import Batch, Row, make_batch, micro_rows
+from finetune.batches import Batch, Row, make_batch, micro_rows, share_rows, single_rows
 from finetune.lora import Adapters, attach_adapters
 from finetune.reward import RewardHead, RewardModel
 from finetune.reward_folder import SavedReward
 from finetune.rollouts import Rollout, sample_replies
-from finetune.scoring import batch_token_logps, hidden_states, token_budget
+from finetune.scoring import batch_token_logps, hidden_states, how_to_share, token_budget
 
 Reward = Callable[[Sequence[Row], Sequence[str]], Tensor]
 """Rows and their replies' texts to (R,) scores."""
@@ -42,7 +42,7 @@ class Models:
 
     model: PreTrainedModel
     adapters: Adapters
-    """`policy` and `value`; `reference` unless that is the bare base, `reward` where one was learned."""
+    """`policy`; `value` and `reward` where they are learned; `reference` unless that is the bare base."""
     value_head: nn.Linear
     """(1, H) float32."""
 
@@ -63,13 +63,14 @@ class Models:
         values: Tensor = self.value_head(hidden.float())[:, 0]
         return values
 
-    def learned_reward(self, head: RewardHead) -> Reward:
-        """Score with the adapter `reward`."""
+    def learned_reward(self, head: RewardHead, stop_id: int) -> Reward:
+        """Score with the adapter `reward`, which has learned from replies that end: one that was cut is ended."""
         head = replace(head, weight=head.weight.to(self.model.device))
 
         def score(rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
             self.adapters.current = "reward"
-            return RewardModel(self.model, head).rewards(rows)
+            ended = [(prompt, reply if reply[-1] == stop_id else (*reply, stop_id)) for prompt, reply in rows]
+            return RewardModel(self.model, head).rewards(ended)
 
         return score
 
@@ -82,14 +83,15 @@ def attach_models(
 
     Args:
         model: the base.
-        night: rank and alpha of what begins fresh, and the seed.
+        night: rank and alpha of what begins fresh, the seed, and ppo_group: whether a value is learned.
         start: what policy and reference begin as; None is the bare base.
         reward: a learned reward, which the value begins as; None where the reward is computed otherwise.
     """
     fresh = (night.rank, night.alpha)
     begun = fresh if start is None else (start.rank, start.alpha)
     scored = fresh if reward is None else (reward.rank, reward.alpha)
-    sizes = {"policy": begun, "value": scored}
+    sizes = {"policy": begun}
+    sizes |= {"value": scored} if night.ppo_group == 1 else {}
     sizes |= {"reference": begun} if start else {}
     sizes |= {"reward": scored} if reward else {}
     head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
@@ -101,7 +103,8 @@ def attach_models(
             adapters["reference"].load(start.tensors)
         if reward is not None:
             adapters["reward"].load(reward.tensors)
-            adapters["value"].load(reward.tensors)
+            if "value" in adapters.loras:
+                adapters["value"].load(reward.tensors)
             head.weight.data[0] = reward.head.weight
             head.bias.data[0] = reward.head.bias
         yield Models(model, adapters, head)
@@ -178,9 +181,11 @@ def sample_scored(
 def by_token(models: Models, rows: Sequence[Row], compute: Callable[[Batch], Tensor]) -> Tensor:
     """Compute a number for each completion token of every row, in the order of the rows: (N,) on the CPU."""
     found: dict[Row, Tensor] = {}
-    for part in micro_rows(list(dict.fromkeys(rows)), token_budget(models.model)):
+    shared = share_rows(list(dict.fromkeys(rows)), how_to_share(models.model))
+    for part in micro_rows(shared, token_budget(models.model)):
         numbers = compute(make_batch(part, models.model.device)).cpu()
-        found |= zip(part, numbers.split([len(completion) for _, completion in part]), strict=True)
+        single = single_rows(part)
+        found |= zip(single, numbers.split([len(completion) for _, completion in single]), strict=True)
     return torch.cat([found[row] for row in rows])
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from assistant.adapters import load_tensors, verify_adapter
 from assistant.loading import Base, load_tokenizer, load_trainable
+from assistant.prompt import end_of_turn
 from assistant.settings import NightSettings, Settings
 from finetune.attention import short_rows
 from finetune.errors import NothingToLearn, NotYet
@@ -236,7 +237,7 @@ class _StagedNight:
             raise NothingToLearn("Every held-out prompt is longer than the model's context. Vote on shorter ones, too.")
         found: dict[str, dict[str, float]] = {}
         with short_rows(model), attach_models(model, night, begun, reward) as models:
-            score = models.learned_reward(reward.head)
+            score = models.learned_reward(reward.head, end_of_turn(tokenizer))
             for number, (name, folder) in enumerate(folders.items(), 1):
                 _become(models, folder, self.base.id)
                 chance = torch.Generator(model.device).manual_seed(night.seed)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from assistant.adapters import AdapterInfo, load_tensors, verify_adapter, write_adapter
 from assistant.errors import PromptTooLong
 from assistant.loading import Base, load_tokenizer, load_trainable
-from assistant.prompt import fit_prompt, template_hash
+from assistant.prompt import end_of_turn, fit_prompt, template_hash
 from assistant.settings import NightSettings, Settings
 from finetune.anchors import anchor_examples
 from finetune.attention import short_rows
@@ -91,7 +91,7 @@ def train_and_write_policy(
     ptx = [e.rows[0] for e in (*shown, *anchors)]
     ptx += text_rows(tokenizer, ptx_file, max_tokens) if ptx_file else []
     with short_rows(model), attach_models(model, night, start, reward) as models:
-        score, begun = models.learned_reward(reward.head), models.adapters["policy"].tensors()
+        score, begun = models.learned_reward(reward.head, end_of_turn(tokenizer)), models.adapters["policy"].tensors()
         trained = train_policy(models, tokenizer, prompts, score, ptx, night, progress)
         before, after = (
             _measure(models, tokenizer, prompts[: night.ppo_prompts], score, tensors, night)

@@ -25,7 +25,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assistant.settings import NightSettings
-from finetune.batches import Batch, Encoded, Row, make_batch, micro_batches, micro_rows, plan_steps, step_weight
+from finetune.batches import (
+    Batch,
+    Encoded,
+    Row,
+    make_batch,
+    micro_batches,
+    micro_rows,
+    plan_steps,
+    share_rows,
+    single_rows,
+    step_weight,
+)
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import Lora, attach_lora
 from finetune.losses import reward_losses
@@ -69,9 +80,9 @@ class RewardModel:
         """
         distinct = list(dict.fromkeys(rows))
         found: dict[Row, float] = {}
-        for part in micro_rows(distinct, token_budget(self.model)):
+        for part in micro_rows(share_rows(distinct, how_to_share(self.model)), token_budget(self.model)):
             rewards = self.head.rewards(end_states(self.model, make_batch(part, self.model.device)))
-            found |= dict(zip(part, rewards.tolist(), strict=True))
+            found |= zip(single_rows(part), rewards.tolist(), strict=True)
             progress("rewards", len(found), len(distinct))
         return torch.tensor([found[row] for row in rows], dtype=torch.float32)
 

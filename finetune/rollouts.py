@@ -33,6 +33,8 @@ def sample_replies(
 ) -> list[Rollout]:
     """Sample a reply to each prompt, all in one batch padded on the left; replies that ended leave the batch.
 
+    A prompt that comes several times is computed once.
+
     Args:
         model: with the policy's adapter current.
         prompts: token ids, none empty.
@@ -40,9 +42,11 @@ def sample_replies(
         max_new_tokens: longest reply.
         generator: on the model's device; the only source of chance.
     """
-    width = max(map(len, prompts))
-    ids = torch.tensor([[stop_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    width = max(map(len, places))
+    ids = torch.tensor([[stop_id] * (width - len(p)) + list(p) for p in places], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in places], device=model.device)
+    repeated = torch.tensor([places[prompt] for prompt in prompts], device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     replies: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
@@ -57,7 +61,11 @@ def sample_replies(
             logits_to_keep=torch.tensor([ids.shape[1] - 1]),  # 1 is a view, for which torch copies the head once a row
         )
         past = out.past_key_values
-        drawn = draw_tokens(out.logits[:, -1], generator)
+        logits = out.logits[:, -1]
+        if len(logits) < len(going):  # the prompts, each once
+            past.batch_select_indices(repeated)
+            logits, mask, positions = logits[repeated], mask[repeated], positions[repeated]
+        drawn = draw_tokens(logits, generator)
         for reply, token in zip(going, drawn[:, 0].tolist(), strict=True):
             replies[reply].append(token)
         kept = [place for place, reply in enumerate(going) if replies[reply][-1] != stop_id]

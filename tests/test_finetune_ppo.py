@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from assistant.settings import NightSettings
-from finetune.batches import Row, make_batch
+from finetune.batches import ALONE, Row, Sharing, make_batch
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.intervals import TO_AN_END
 from finetune.lora import attach_adapters, attach_lora
@@ -20,6 +20,7 @@ from finetune.ppo import (
     plan_prompts,
     train_policy,
 )
+from finetune.ppo_losses import whiten
 from finetune.ppo_models import Models, Reward, Scored, StartAdapter, attach_models, by_token
 from finetune.reward import RewardHead
 from finetune.reward_folder import SavedReward
@@ -174,15 +175,72 @@ def test_the_cut_into_micro_batches_changes_no_gradient(budget: int) -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_value_and_reward_begin_as_the_learned_reward_and_score_a_replys_end_alike() -> None:
-    start, row = start_adapter(), ((5, 6, 7), (8, 9, 10))
+def saved_reward() -> SavedReward:
     head = RewardHead(torch.randn(64, generator=torch.Generator().manual_seed(1)), 0.25)
-    saved = SavedReward("reward-1", dict(start.tensors), 2, 4, head, "demonstrations")
+    return SavedReward("reward-1", dict(start_adapter().tensors), 2, 4, head, "demonstrations")
+
+
+def test_value_and_reward_begin_as_the_learned_reward_and_score_a_replys_end_alike() -> None:
+    saved, row = saved_reward(), ((5, 6, 7), (8, 9, STOP))
     longer = (row[0], (*row[1], 11))  # its last token is predicted at the end of the row
     with attach_models(tiny_model(), NIGHT, reward=saved) as models:
-        score = models.learned_reward(head)([row], [""])
+        score = models.learned_reward(saved.head, STOP)([row], [""])
         values = by_token(models, [longer], models.values)
     torch.testing.assert_close(values[-1:], score)
+
+
+def test_a_reply_that_was_cut_is_scored_as_if_it_ended_there() -> None:
+    """A reward model has only seen replies that end."""
+    saved = saved_reward()
+    with attach_models(tiny_model(), NIGHT, reward=saved) as models:
+        score = models.learned_reward(saved.head, STOP)
+        cut, ended = score([((5, 6, 7), (8, 9))], [""]), score([((5, 6, 7), (8, 9, STOP))], [""])
+    assert torch.equal(cut, ended)
+
+
+def test_a_groups_replies_are_held_against_each_other_and_no_value_is_learned() -> None:
+    """Nothing pulls back, so that all tokens of a reply have its score less the mean of the other two."""
+    night = NIGHT.model_copy(update={"ppo_group": 3, "ppo_beta": 0.0})
+    with attach_models(tiny_model(), night) as models:
+        assert set(models.adapters.loras) == {"policy"}
+        training = PolicyTraining(models, tiny_tokenizer(), evenness, (), night)
+        episodes, _, _ = training.collect(PROMPTS)
+    assert [e.row[0] for e in episodes] == [prompt for prompt in PROMPTS for _ in range(3)]
+    scores = evenness([e.row for e in episodes], []).view(3, 3)
+    held = (scores - (scores.sum(1, keepdim=True) - scores) / 2).flatten()
+    lengths = [len(e.row[1]) for e in episodes]
+    expected = whiten(held.repeat_interleave(torch.tensor(lengths)))
+    torch.testing.assert_close(torch.cat([e.advantages for e in episodes]), expected)
+
+
+@pytest.mark.long
+def test_the_mean_reward_rises_with_groups_too() -> None:
+    made = trained(NIGHT.model_copy(update={"ppo_iterations": 20, "ppo_group": 4}))
+    rewards = [numbers["reward"] for numbers in made.history]
+    assert made.chosen > 0 and sum(rewards[-5:]) / 5 > sum(rewards[:2]) / 2 + 0.05
+    assert all(numbers["value_loss"] == 0 for numbers in made.history[:-1])
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_replies_to_one_prompt_share_its_row_and_have_the_gradients_of_rows_of_their_own(
+    again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = [((5, 6, 7), (8, 9)), ((5, 6, 7), (10, 11, 12)), ((9, 9), (3,)), ((5, 6, 7), (4, 4))]
+    rows += rows[:1] if again else []
+    lengths = [len(completion) for _, completion in rows]
+    gained = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(0))
+    found = []
+    for sharing in (ALONE, Sharing(1024, 1024)):
+        monkeypatch.setattr("finetune.ppo.how_to_share", lambda model, sharing=sharing: sharing)
+        monkeypatch.setattr("finetune.ppo_models.how_to_share", lambda model, sharing=sharing: sharing)
+        with opened() as models:
+            logps, values = (by_token(models, rows, compute) for compute in (models.policy_logps, models.values))
+            parts = zip(rows, *(c.split(lengths) for c in (logps, values, gained, gained + values)), strict=True)
+            accumulate_ppo_gradients(models, [Episode(*part) for part in parts], 0.2)
+            learned = [p.grad for name in ("policy", "value") for p in models.adapters[name].parameters]
+            found.append((logps, torch.cat([g.flatten() for g in learned if g is not None])))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
 
 
 def test_a_switch_is_one_assignment_and_gives_what_each_adapter_alone_gives() -> None:

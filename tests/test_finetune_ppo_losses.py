@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import tensor
 
-from finetune.ppo_losses import adapt_beta, advantages, policy_losses, token_rewards, value_losses, whiten
+from finetune.ppo_losses import (
+    adapt_beta,
+    advantages,
+    leave_one_out,
+    policy_losses,
+    token_rewards,
+    value_losses,
+    whiten,
+)
 
 
 def test_the_score_stands_at_each_replys_last_token_and_the_leash_at_every_token() -> None:
@@ -60,3 +68,9 @@ def test_beta_follows_the_divergence_by_half_at_most_and_not_below_its_start(
     beta: float, divergence: float, expected: float
 ) -> None:
     assert adapt_beta(beta, divergence, target=0.05, least=0.02) == pytest.approx(expected)
+
+
+def test_a_reply_is_held_against_the_mean_of_the_others_to_its_prompt() -> None:
+    """1, 2, 6 to one prompt and 0, 0, 3 to another."""
+    found = leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
+    assert found.tolist() == [4.0, 3.5, 1.5, 1.5, 1.5, 0.0]

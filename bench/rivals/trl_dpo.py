@@ -3,7 +3,8 @@
 Imports nothing of the project. The job names a model's folder, the adapter to start from, and the pairs in the order
 they are taken; the answer tells seconds from the loaded model to the trained adapter, peak memory, every step's loss
 and learning rate, and the very tokens that TRL made of the pairs. `tuned` is TRL as somebody would set it who measures:
-bf16 weights, the reference computed once beforehand, no gradient checkpointing; without it these are TRL's defaults.
+bf16 weights where the machine multiplies bf16 fast and float32 ones elsewhere, the reference computed once beforehand,
+no gradient checkpointing; without it these are TRL's defaults.
 `exact` computes in float32, for a comparison that rounding does not blur.
 """
 
@@ -30,7 +31,7 @@ def configure(job: dict[str, Any], folder: str) -> DPOConfig:
     return DPOConfig(
         output_dir=folder,
         use_cpu=not torch.cuda.is_available(),
-        bf16=not job["exact"],
+        bf16=not job["exact"] and (job["bf16_is_fast"] or not job["tuned"]),
         per_device_train_batch_size=job["batch"],
         gradient_accumulation_steps=job["accumulate"],
         num_train_epochs=1,
@@ -77,7 +78,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     model = AutoModelForCausalLM.from_pretrained(
         job["model"],
-        dtype=torch.bfloat16 if job["tuned"] and not job["exact"] else torch.float32,
+        dtype=torch.bfloat16 if job["tuned"] and job["bf16_is_fast"] and not job["exact"] else torch.float32,
+        device_map={"": 0} if torch.cuda.is_available() else None,
         local_files_only=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
