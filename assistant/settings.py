@@ -91,8 +91,8 @@ class NightSettings(BaseModel):
     """How often PPO samples replies and learns from them."""
     ppo_prompts: int = Field(64, ge=1)
     """Replies sampled in one iteration."""
-    ppo_group: int = Field(1, ge=1)
-    """Replies to one prompt; from 2 on each is held against the others (RLOO), and no value is learned."""
+    ppo_group: int = Field(4, ge=1)
+    """Replies to one prompt, each held against the others (RLOO); 1 holds it against a learned value (classic PPO)."""
     ppo_reply_tokens: int = Field(64, ge=1)
     """Longest reply that PPO samples, in tokens."""
     ppo_epochs: int = Field(1, ge=1)

@@ -32,6 +32,7 @@ NIGHT = NightSettings(
     rank=4,
     alpha=8,
     ppo_iterations=4,
+    ppo_group=1,
     ppo_prompts=32,
     ppo_reply_tokens=6,
     ppo_learning_rate=5e-3,
