@@ -122,10 +122,13 @@ def load_served(base: Base, settings: Settings) -> ServedModel:
         model = _load_bitsandbytes(base, form)
     else:
         model = _load(base, torch.bfloat16 if form == "int4" else dtype)
-        form = "int4" if form == "int4" and exchange_for_integers(model, dtype) else "none"
+        if form == "int4" and not exchange_for_integers(model, dtype):
+            torch.nn.Module.to(model, dtype)
+            form = "none"
     model.requires_grad_(False).eval()
     numeric_form = dtype_name(model.dtype) if form == "none" else form
-    return ServedModel(model, tokenizer, base.id, numeric_form, dtype_name(dtype), AdapterBank(model, base.id))
+    products = dtype_name(dtype if form == "int4" else model.dtype)
+    return ServedModel(model, tokenizer, base.id, numeric_form, products, AdapterBank(model, base.id))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -2,7 +2,7 @@
 
 A decode step reads every weight once and is bound by memory, so few bits win; a long prompt is bound by arithmetic,
 where whole matrix products win, in float32 on processors that have no fast ones in bf16. So a layer multiplies few rows
-by its integers and many rows by the numbers that these stand for: the same weight, up to the rounding of the sums.
+by its integers and many rows by the numbers that these stand for: the same weight, but for the rounding of bf16.
 
 Four bits: groups of 32 along the input, scale and minimum from the group's extremes. The embedded file's
 Q4_1 blocks are exactly that, so nothing is lost twice. Kernels: torch's `_weight_int4pack_mm_for_cpu` and
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 GROUP = 32
-FEW_ROWS = 8
-"""Up to so many rows the integer kernels are faster, measured on two cores with and without bf16 units."""
+FEW_ROWS, HEAD_ROWS = 8, 32
+"""Up to so many rows the integer kernels are taken, measured on two cores. The head's whole products begin later, since
+it is restored from its 8 bits each time."""
 
 
 class Int4Linear(nn.Linear):
@@ -25,7 +26,7 @@ class Int4Linear(nn.Linear):
     scales_and_zeros: Tensor
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> "Int4Linear":
+    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype) -> "Int4Linear":
         """Pack a layer's weight, (out, in) with `in` a multiple of 32; `dtype` is that of the products of many rows."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
@@ -58,7 +59,7 @@ class Int8Head(nn.Linear):
     dtype: torch.dtype
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> "Int8Head":
+    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype) -> "Int8Head":
         """Take over a bf16 head and add its 8-bit form, one scale an output row; `dtype` is as in Int4Linear."""
         head = cls.__new__(cls)
         nn.Module.__init__(head)
@@ -74,7 +75,7 @@ class Int8Head(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits (…, vocabulary) for bf16 x (…, hidden)."""
         rows = x.numel() // self.in_features
-        if rows > FEW_ROWS:  # 8 bits are whole numbers in bf16, too
+        if rows > HEAD_ROWS:  # 8 bits are whole numbers in bf16, too
             logits = (nn.functional.linear(x.to(self.dtype), self.quantised.to(self.dtype)) * self.scales).to(x.dtype)
         else:
             flat = x.reshape(rows, self.in_features).contiguous()

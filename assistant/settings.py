@@ -90,7 +90,7 @@ class NightSettings(BaseModel):
     ppo_iterations: int = Field(30, ge=1)
     """How often PPO samples replies and learns from them."""
     ppo_prompts: int = Field(64, ge=1)
-    """Replies sampled in one iteration."""
+    """Replies sampled in one iteration, as many whole groups as fit, one at least."""
     ppo_group: int = Field(4, ge=1)
     """Replies to one prompt, each held against the others (RLOO); 1 holds it against a learned value (classic PPO)."""
     ppo_reply_tokens: int = Field(64, ge=1)

@@ -30,7 +30,7 @@ class Heldout:
 
 
 def compare(base: Base, night: NightSettings, pairs: Sequence[Example], ours: Path, theirs: Path) -> Heldout:
-    """Examine both adapters in bf16, with one and the same arithmetic.
+    """Examine both adapters on the trainable base, with one and the same arithmetic.
 
     Args:
         base: the frozen base.

@@ -201,7 +201,7 @@ def report_lines(found: Found) -> list[str]:
         apart = max(result.apart for result in found.exact)
         lines.append(
             "Same tokens, steps, learning rates and starting adapter. In float32 the losses of steps are at most "
-            f"{apart:.3%} apart; in bf16 everybody rounds in their own way."
+            f"{apart:.3%} apart; where bf16 is used, everybody rounds in their own way."
         )
     first = {result.work: result for result in found.results if result.contender == OURS}
     saved = [(r.work, r.per_s / first[r.work].per_s) for r in found.results if r.contender == AGAIN]
@@ -235,6 +235,10 @@ def main() -> None:
     parser.add_argument("--home", default=None)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    if torch.cuda.is_available():
+        parser.error("this measures a CPU: hide the GPU with CUDA_VISIBLE_DEVICES=, or run python -m bench.gpu")
+    if args.heldout and "pairs" not in args.works:
+        parser.error("--heldout examines the adapters of the pairs: add pairs to --works")
     if args.pairs % NIGHT.batch_examples or args.rankings % RANKINGS_A_STEP:
         parser.error(
             f"--pairs is a multiple of {NIGHT.batch_examples}, --rankings one of {RANKINGS_A_STEP}: whole steps"

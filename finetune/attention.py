@@ -1,4 +1,4 @@
-"""Attention for short rows on a CPU: two bf16 matrix products and a softmax, forward and backward.
+"""Attention for short rows on a CPU: two matrix products and a softmax, forward and backward.
 
 torch's fused kernel is made for long rows: up to a few hundred tokens its backward takes three to five
 times as long as the products it saves (measured with bf16 on two cores, rows of 128 to 256 tokens).

@@ -303,12 +303,11 @@ def micro_rows(rows: Sequence[RowT], token_budget: int) -> list[list[RowT]]:
     Shared rows stand apart, as in `micro_batches`.
     """
     batches: list[list[RowT]] = []
-    for shared in (False, True):
-        begun = len(batches)
-        for row in sorted((r for r in rows if (len(r) > 2) is shared), key=lambda r: (_width(r), r)):
-            if len(batches) == begun or (len(batches[-1]) + 1) * _width(row) > token_budget:
-                batches.append([])
-            batches[-1].append(row)
+    for row in sorted(rows, key=lambda r: (len(r) > 2, _width(r), r)):
+        last = batches[-1] if batches else []
+        if not last or (len(last[0]) > 2) != (len(row) > 2) or (len(last) + 1) * _width(row) > token_budget:
+            batches.append([])
+        batches[-1].append(row)
     return batches
 
 

@@ -68,7 +68,9 @@ def score_rows(
     progress: Progress = silent,
     world: World = ALONE,
 ) -> RowLogps:
-    """Compute every completion's log-probability under one adapter; the base's are cached for all nights.
+    """Compute every completion's log-probability under one adapter; on a CPU the base's are cached for all nights.
+
+    On a GPU, where a value depends on its batch, the base is computed in the adapters' batches, to tie with itself.
 
     Args:
         served: the model as it answers.
@@ -81,7 +83,7 @@ def score_rows(
     rows = [row for pair in pairs for row in pair.rows]
     phase = f"examine {adapter_id or 'base'}"
     with served.adapters.use(adapter_id):
-        if adapter_id is None:
+        if adapter_id is None and served.model.device.type == "cpu":
             return reference_logps(served.model, rows, cache, progress, phase, world)
         distinct: dict[str, Row] = {row_key(row): row for row in rows}
         scored: RowLogps = {}

@@ -16,6 +16,9 @@ Numbered differences from InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, sec
 4. A reply that was cut at the token limit loses `ppo_cut_penalty`: a reward for replies says little of half a one, and
    rambling would be free.
 5. No moving average of the weights.
+6. A learned reward reads a cut reply as if it ended there, since it has learned from replies that end.
+7. With groups, a token is held against the others' scores and what their leash costs them from the same place on; RLOO
+   (Ahmadian et al. 2024) takes whole replies' sums, which credit late tokens with what early ones have paid.
 
 The result is a function of (base, adapters, prompts, reward, settings, seed).
 """
@@ -39,7 +42,7 @@ from finetune.lora import Lora
 from finetune.ppo_losses import (
     adapt_beta,
     advantages,
-    leave_one_out,
+    against_others,
     policy_losses,
     token_rewards,
     value_losses,
@@ -54,7 +57,7 @@ DECAY = 1.0
 """λ of the advantages. Replies are short and the value learns for tens of steps: below 1 the first tokens, far from the
 reward, would rest on a value that knows nothing yet."""
 MINIBATCH = 8
-"""Replies of one optimiser step."""
+"""Replies of one optimiser step, in whole groups."""
 WARM_UP = 3
 """Iterations until the learning rate is whole."""
 SHOWN = 3
@@ -71,6 +74,7 @@ class Episode:
     """Zeros where no value is learned."""
     advantages: Tensor
     returns: Tensor
+    """What the value learns, where one is."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class PolicyTraining:
         self.generator = torch.Generator(models.model.device).manual_seed(night.seed)
         self.policy = models.adapters["policy"].parameters
         self.value: list[nn.Parameter] = []
-        if night.ppo_group == 1:
+        if models.learn_value:
             self.value = [*models.adapters["value"].parameters, *models.value_head.parameters()]
         learned = [{"params": part} for part in (self.policy, self.value) if part]
         self.optimizer = torch.optim.AdamW(learned, weight_decay=0.0)
@@ -140,15 +144,27 @@ class PolicyTraining:
         _require_finite(numbers["kl"], "KL")
         lengths = found.lengths
         rewards = token_rewards(judged, found.logps, found.reference_logps, lengths, self.beta * self.unit)
-        values = by_token(models, found.rows, models.values) if self.value else torch.zeros_like(rewards)
+        values = by_token(models, found.rows, models.values) if models.learn_value else torch.zeros_like(rewards)
         gained = advantages(rewards, values, lengths, DECAY)
-        if not self.value:
-            totals = torch.stack([reply.sum() for reply in rewards.split(lengths)])
-            others = leave_one_out(totals, night.ppo_group)
-            gained -= others.repeat_interleave(torch.tensor(lengths))
+        if not models.learn_value:
+            gained = self._against_others(gained, judged, lengths)
         columns = (found.logps, values, whiten(gained), gained + values)
         parts = zip(found.rows, *(column.split(lengths) for column in columns), strict=True)
         return [Episode(*part) for part in parts], numbers, found.texts[:SHOWN]
+
+    def _against_others(self, to_go: Tensor, judged: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hold the score of each reply, and what the leash costs it from each token on, against the rest of its group.
+
+        Args:
+            to_go: (N,) score and leash from each token on.
+            judged: (R,) the scores.
+            lengths: tokens of each reply.
+        """
+        leash = (to_go - judged.repeat_interleave(torch.tensor(lengths))).split(list(lengths))
+        padded = nn.utils.rnn.pad_sequence(list(leash), batch_first=True)  # (R, L); an ended reply pays nothing more
+        scored = against_others(judged, self.night.ppo_group)[:, None]
+        gained = scored + against_others(padded, self.night.ppo_group)
+        return torch.cat([reply[:length] for reply, length in zip(gained, lengths, strict=True)])
 
     def learn(self, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
         """Take the optimiser steps of one iteration and return the means of their numbers."""
@@ -282,7 +298,7 @@ def accumulate_ppo_gradients(
         losses, clipped = policy_losses(models.policy_logps(batch), old_logps, gained, CLIP)
         (losses.sum() / tokens).backward()  # before the value's adapter is switched on
         misses = torch.zeros_like(losses)
-        if "value" in models.adapters.loras:
+        if models.learn_value:
             misses = value_losses(models.values(batch), old_values, returns, value_clip)
             (misses.sum() / tokens).backward()
         sums += torch.stack([losses.detach().sum(), misses.detach().sum(), clipped.sum()]) / tokens

@@ -63,20 +63,21 @@ def advantages(rewards: Tensor, values: Tensor, lengths: Sequence[int], decay: f
     return torch.tensor(found, dtype=torch.float32)
 
 
-def leave_one_out(scores: Tensor, group: int) -> Tensor:
-    """Compute what each reply is held against: the mean score of the other replies to its prompt.
+def against_others(numbers: Tensor, group: int) -> Tensor:
+    """Hold each reply's number against the mean of the other replies to its prompt; exactly 0 where all are equal.
 
-    Source: 1 / (K-1) Σ_{j≠i} R_j. Kool et al. 2019; Ahmadian et al. 2024 (RLOO), arXiv:2402.14740 eq. 7.
+    Source: R_i - 1 / (K-1) Σ_{j≠i} R_j. Kool et al. 2019; Ahmadian et al. 2024 (RLOO), arXiv:2402.14740 eq. 7.
 
     Args:
-        scores: (R,) those of one prompt side by side.
+        numbers: (R, …) those of one prompt side by side.
         group: K, 2 or more; R is a multiple of it.
 
     Returns:
-        (R,)
+        (R, …)
     """
-    grouped = scores.view(-1, group)
-    return ((grouped.sum(dim=1, keepdim=True) - grouped) / (group - 1)).flatten()
+    assert group > 1 and len(numbers) % group == 0, "whole groups"
+    grouped = numbers.view(-1, group, *numbers.shape[1:])
+    return ((grouped[:, :, None] - grouped[:, None]).sum(dim=2) / (group - 1)).view(numbers.shape)
 
 
 def whiten(values: Tensor) -> Tensor:

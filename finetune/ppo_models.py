@@ -46,6 +46,11 @@ class Models:
     value_head: nn.Linear
     """(1, H) float32."""
 
+    @property
+    def learn_value(self) -> bool:
+        """Whether a value is learned beside the policy."""
+        return "value" in self.adapters.loras
+
     def policy_logps(self, batch: Batch) -> Tensor:
         """Compute the log-probability of each completion token under the policy: (N,)."""
         self.adapters.current = "policy"
@@ -103,16 +108,21 @@ def attach_models(
             adapters["reference"].load(start.tensors)
         if reward is not None:
             adapters["reward"].load(reward.tensors)
-            if "value" in adapters.loras:
+            if "value" in sizes:
                 adapters["value"].load(reward.tensors)
             head.weight.data[0] = reward.head.weight
             head.bias.data[0] = reward.head.bias
         yield Models(model, adapters, head)
 
 
+def reply_room(night: NightSettings) -> int:
+    """Give the tokens that a reply needs beside its prompt: its own, and the one that ends a cut one for its score."""
+    return night.ppo_reply_tokens + 1
+
+
 @dataclass(frozen=True)
 class Scored:
-    """Replies of the policy, one a prompt, N tokens in all, in the order of the prompts. Tensors are on the CPU."""
+    """Replies of the policy, N tokens in all, in the order of the prompts. Tensors are on the CPU."""
 
     rows: list[Row]
     texts: list[str]
@@ -132,13 +142,15 @@ class Scored:
 
     def numbers(self) -> dict[str, float]:
         """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token."""
-        ratios, lengths = self.logps - self.reference_logps, torch.tensor(self.lengths)
+        ratios = self.logps - self.reference_logps
         kl = float(ratios.mean())
-        apart = torch.stack([reply.sum() for reply in ratios.split(self.lengths)]) - kl * lengths
+        apart: dict[tuple[int, ...], float] = {}  # replies to one prompt are no independent ones
+        for (prompt, _), reply in zip(self.rows, ratios.double().split(self.lengths), strict=True):
+            apart[prompt] = apart.get(prompt, 0.0) + float((reply - kl).sum())
         return {
             "reward": float(self.scores.mean()),
             "kl": kl,
-            "kl_error": float(apart.square().mean().sqrt() / lengths.float().mean() / math.sqrt(len(lengths))),
+            "kl_error": math.hypot(*apart.values()) / len(ratios),
             "entropy": float(-self.logps.mean()),
             "length": sum(self.lengths) / len(self.rows),
             "cut": float((~self.ended).float().mean()),

@@ -25,7 +25,7 @@ from assistant.settings import NightSettings, Settings
 from finetune.attention import short_rows
 from finetune.errors import NothingToLearn, NotYet
 from finetune.examples import Example, Method, select_method, settings_for
-from finetune.ppo_models import Models, attach_models, sample_scored
+from finetune.ppo_models import Models, attach_models, reply_room, sample_scored
 from finetune.ppo_workshop import PolicyRun, encode_prompts, read_start, train_and_write_policy
 from finetune.progress import Progress, silent
 from finetune.reward_folder import read_reward
@@ -134,7 +134,7 @@ def _require_room(
     tokenizer: PreTrainedTokenizerBase, night: NightSettings, asked: Sequence[Example], heldout: Sequence[Example]
 ) -> None:
     """Refuse prompts that PPO could not reply to before anything is trained, which may take hours."""
-    room = night.max_tokens - night.ppo_reply_tokens
+    room = night.max_tokens - reply_room(night)
     for what, examples in (("prompts left for PPO", asked), ("held-out prompts", heldout)):
         if not encode_prompts(tokenizer, examples, room)[0]:
             raise NotYet(
@@ -231,7 +231,7 @@ class _StagedNight:
         night = self.settings.night
         reward, begun = read_reward(reward_folder, self.base.id), read_start(folders.get("sft"), self.base.id)
         tokenizer, model = load_tokenizer(self.base), load_trainable(self.base)
-        max_tokens = min(night.max_tokens, context_tokens(model)) - night.ppo_reply_tokens
+        max_tokens = min(night.max_tokens, context_tokens(model)) - reply_room(night)
         prompts = encode_prompts(tokenizer, self.heldout, max_tokens)[0][: night.ppo_prompts]
         if not prompts:
             raise NothingToLearn("Every held-out prompt is longer than the model's context. Vote on shorter ones, too.")

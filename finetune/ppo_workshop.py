@@ -20,7 +20,7 @@ from finetune.batches import Row, encode_examples
 from finetune.errors import BadData
 from finetune.examples import Example
 from finetune.ppo import TrainedPolicy, train_policy
-from finetune.ppo_models import Models, Reward, StartAdapter, attach_models, sample_scored
+from finetune.ppo_models import Models, Reward, StartAdapter, attach_models, reply_room, sample_scored
 from finetune.progress import Progress, silent
 from finetune.reward_folder import read_reward
 from finetune.workshop import context_tokens
@@ -85,7 +85,7 @@ def train_and_write_policy(
     start = read_start(start_folder, base.id)
     tokenizer, model = load_tokenizer(base), load_trainable(base)
     max_tokens = min(night.max_tokens, context_tokens(model))
-    prompts, too_long = encode_prompts(tokenizer, examples, max_tokens - night.ppo_reply_tokens)
+    prompts, too_long = encode_prompts(tokenizer, examples, max_tokens - reply_room(night))
     shown, _ = encode_examples(tokenizer, demonstrations, max_tokens)
     anchors = anchor_examples(model, tokenizer, examples, night.anchor_share, settings.cache_dir, base.id, progress)
     ptx = [e.rows[0] for e in (*shown, *anchors)]

@@ -44,16 +44,25 @@ def how_to_share(model: PreTrainedModel) -> Sharing:
 def token_budget(model: PreTrainedModel) -> int:
     """Give the padded tokens of one micro-batch: they bound the memory of activations, and change no gradient.
 
-    On a GPU, which few tokens leave idle, as many as a quarter of its memory holds: a token keeps about 16 vectors of
-    the hidden and 5 of the intermediate size in each layer, in two bytes.
+    On a GPU, which few tokens leave idle, as many as a quarter of its memory holds.
     """
     if model.device.type != "cuda":
         return CPU_TOKENS
-    config = model.config.get_text_config().to_dict()
-    hidden = config["hidden_size"]
-    kept = 16 * hidden + 5 * config.get("intermediate_size", 4 * hidden)
     memory = torch.cuda.get_device_properties(model.device).total_memory
-    return int(min(max(memory / 4 / (2 * kept * config["num_hidden_layers"]), CPU_TOKENS), GPU_TOKENS))
+    return int(min(max(memory / 4 / token_bytes(model), CPU_TOKENS), GPU_TOKENS))
+
+
+def token_bytes(model: PreTrainedModel) -> int:
+    """Estimate what a token keeps for the backward pass.
+
+    About 16 vectors of the hidden and 5 of the intermediate size in each layer; and where the shortcut of the head does
+    not hold, its logits and their gradients.
+    """
+    config = model.config.get_text_config()
+    hidden = config.hidden_size
+    inner = config.to_dict().get("intermediate_size") or 4 * hidden
+    kept = (16 * hidden + 5 * inner) * config.num_hidden_layers * model.dtype.itemsize
+    return int(kept + (0 if is_known(model) else 20 * config.vocab_size))
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -87,13 +96,17 @@ def row_logps(model: PreTrainedModel, rows: Sequence[Row]) -> list[float]:
     """Compute the summed log-probability of each row's completion.
 
     On a CPU each row runs alone and unpadded: its value is then a function of its tokens only, not of its neighbours,
-    which is what makes it worth keeping, and equal adapters exactly equal. On a GPU, whose last bits differ anyway,
-    rows of like length run together.
+    which is what makes it worth keeping, and equal adapters exactly equal. On a GPU, which one row leaves idle, rows
+    run together, and a value's last bits depend on its batch.
     """
     if model.device.type != "cuda":
         return [float(batch_token_logps(model, make_batch([row], model.device)).double().sum()) for row in rows]
+    return _batched_row_logps(model, rows, token_budget(model))
+
+
+def _batched_row_logps(model: PreTrainedModel, rows: Sequence[Row], budget: int) -> list[float]:
     found: dict[Row, float] = {}
-    for part in micro_rows(list(dict.fromkeys(rows)), token_budget(model)):
+    for part in micro_rows(list(dict.fromkeys(rows)), budget):
         batch = make_batch(part, model.device)
         sums = sum_by_row(batch_token_logps(model, batch).double(), batch.completion, len(part))
         found |= zip(part, sums.tolist(), strict=True)

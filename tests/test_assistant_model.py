@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from assistant import arithmetic
 from assistant.build import build_engine
 from assistant.engine import Request, Sampling
 from assistant.errors import ModelUnavailable
@@ -52,7 +54,7 @@ def test_auto_serves_four_bit_integers_on_a_cpu(served: ServedModel) -> None:
 
 @pytest.mark.model
 def test_the_served_form_is_close_to_the_trainable_one(base: Base, served: ServedModel) -> None:
-    """Mean KL a token of the integers, for every position, to the bf16 base that is trained on."""
+    """Mean KL a token of the integers, for every position, to the base that is trained on."""
     ids = torch.tensor([load_tokenizer(base).encode(TEXT)])
     with torch.no_grad():
         integers = served.model(ids).logits.float().log_softmax(-1)
@@ -139,3 +141,46 @@ def test_few_rows_and_many_rows_are_multiplied_by_the_same_weight(
     torch.testing.assert_close(many, few, atol=0.02, rtol=0.02)
     relative = (many - whole).float().norm() / whole.float().norm()
     assert 0 < relative < (0.12 if form is Int4Linear else 0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("hidden, form", [(64, "int4"), (72, "none")])
+def test_a_layer_that_cannot_be_packed_is_served_in_what_is_trained_in(
+    hidden: int, form: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assistant.loading.product_dtype", lambda folder: dtype)
+    folder = save_tiny(tmp_path / "model")
+    if hidden != 64:
+        config = LlamaConfig.from_pretrained(folder)
+        config.update({"hidden_size": hidden, "head_dim": 18, "intermediate_size": 90, "vocab_size": 309})
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    base = resolve_base(load_settings().model_copy(update={"model": str(folder)}))
+    served = load_served(base, load_settings())
+    name = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+    assert (served.numeric_form, served.products) == ("int4" if form == "int4" else name, name)
+    logits = served.model(torch.arange(20)[None]).logits
+    assert logits.isfinite().all() and logits.dtype == (torch.bfloat16 if form == "int4" else dtype)
+    assert load_trainable(base).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "stored, fast, dtype", [(10, False, "float32"), (11, False, "bfloat16"), (10, True, "bfloat16")]
+)
+def test_float32_is_taken_where_bf16_is_slow_and_the_memory_is_there(
+    stored: int, fast: bool, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "multiplies_bf16", lambda: fast)
+    monkeypatch.setattr(arithmetic, "memory_bytes", lambda: 100)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * stored)
+    assert str(arithmetic.product_dtype(tmp_path)) == f"torch.{dtype}"
+
+
+@pytest.mark.parametrize("allowed, expected", [("1000000\n", 1_000_000), ("max\n", None), (None, None)])
+def test_a_containers_limit_counts_as_the_memory(
+    allowed: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    whole = arithmetic.memory_bytes()
+    if allowed is not None:
+        (tmp_path / "memory.max").write_text(allowed)
+    assert arithmetic.memory_bytes() == (expected or whole) and whole > 2**30

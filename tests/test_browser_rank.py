@@ -56,6 +56,8 @@ def test_four_answers_are_ranked_changed_taken_back_and_found_again(
     expect(page.locator("#rank-save")).to_be_disabled()
     expect(page.locator("#rank-save")).to_be_enabled()
     expect(page.locator("#rank-message textarea")).to_have_value("")
+    for letter in "ABCD":
+        expect(page.locator(f"#reply-{letter}")).not_to_contain_text("▍")
     texts = [page.locator(f"#reply-{letter}").inner_text() for letter in "ABCD"]
     place(page, "A", 2)
     page.click("#rank-save")

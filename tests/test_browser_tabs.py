@@ -6,14 +6,13 @@ from playwright.sync_api import Browser, expect
 from tests.browser_support import LONGER, Visitor, eventually
 
 pytestmark = pytest.mark.browser
-LONG = " ".join(f"word{number}" for number in range(150))
 
 
 def test_another_tab_follows_a_reply_to_its_end(browser: Browser, address: str) -> None:
     """It once showed a fragment with a cursor and a Stop button for good."""
     visitor = Visitor(browser, address)
     page = visitor.open()
-    visitor.send(LONG)
+    visitor.send(LONGER)
     eventually(lambda: "word1" in visitor.reply(), "the reply never began")
     leaver, watcher = visitor.context.new_page(), visitor.context.new_page()
     for tab in (leaver, watcher):
@@ -21,12 +20,12 @@ def test_another_tab_follows_a_reply_to_its_end(browser: Browser, address: str) 
         expect(tab.locator("#stop")).to_be_visible()
     leaver.click("#new-conversation")
     expect(leaver.locator("#chat .bot.message")).to_have_count(0)
-    expect(watcher.locator("#chat .bot.message")).to_contain_text("word149")
+    expect(watcher.locator("#chat .bot.message")).to_contain_text("word399")
     expect(watcher.locator("#stop")).to_be_hidden()
     expect(watcher.locator("#vote-bar")).to_be_visible()
     expect(watcher.locator("#chat .bot.message")).not_to_contain_text("▍")
     visitor.settle()
-    assert "word149" in visitor.reply()
+    assert "word399" in visitor.reply()
     assert leaver.locator("#chat .bot.message").count() == 0
     page.context.close()
 
@@ -79,7 +78,7 @@ def test_a_comparison_of_another_tab_can_be_answered_here_once_it_has_ended(brow
     visitor = Visitor(browser, address)
     page = visitor.open()
     page.get_by_role("tab", name="Compare").click()
-    page.fill("#compare-message textarea", LONG)
+    page.fill("#compare-message textarea", LONGER)
     page.click("#compare-ask")
     expect(page.locator("#reply-left")).to_contain_text("word1")
     other = visitor.context.new_page()

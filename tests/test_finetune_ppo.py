@@ -117,10 +117,13 @@ def test_a_divergence_beyond_the_limit_stops_the_training_and_keeps_a_policy_wit
 
 def test_the_error_of_the_kl_is_that_of_whole_replies() -> None:
     """Ratios 0.1, 0.3 and 0.8: 0.4 a token; replies are 0.4 less and 0.4 more than their tokens: 0.4 / 1.5 / √2."""
-    rows: list[Row] = [((5,), (6, 7)), ((5,), (8,))]
+    rows: list[Row] = [((5,), (6, 7)), ((9,), (8,))]
     logps = torch.tensor([0.1, 0.3, 0.8])
     numbers = Scored(rows, ["", ""], torch.ones(2) > 0, torch.zeros(2), logps, torch.zeros(3)).numbers()
     assert numbers["kl"] == pytest.approx(0.4) and numbers["kl_error"] == pytest.approx(0.188562, abs=1e-6)
+    rows = [((5,), (6, 7)), ((5,), (8,))]
+    numbers = Scored(rows, ["", ""], torch.ones(2) > 0, torch.zeros(2), logps, torch.zeros(3)).numbers()
+    assert numbers["kl_error"] == pytest.approx(0, abs=1e-6)  # one prompt says nothing of how prompts differ
 
 
 @pytest.mark.long
@@ -199,26 +202,45 @@ def test_a_reply_that_was_cut_is_scored_as_if_it_ended_there() -> None:
     assert torch.equal(cut, ended)
 
 
-def test_a_groups_replies_are_held_against_each_other_and_no_value_is_learned() -> None:
-    """Nothing pulls back, so that all tokens of a reply have its score less the mean of the other two."""
-    night = NIGHT.model_copy(update={"ppo_group": 3, "ppo_beta": 0.0})
-    with attach_models(tiny_model(), night) as models:
-        assert set(models.adapters.loras) == {"policy"}
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+def test_a_groups_replies_are_held_against_each_other_and_no_value_is_learned(beta: float) -> None:
+    """From each token on: its score, and what the leash costs it from there, less the mean of the other two."""
+    night = NIGHT.model_copy(update={"ppo_group": 3, "ppo_beta": beta})
+    start = start_adapter()
+    with attach_models(tiny_model(), night, start) as models:
+        assert set(models.adapters.loras) == {"policy", "reference"}
+        models.adapters["policy"].load({name: 1.5 * tensor for name, tensor in start.tensors.items()})
         training = PolicyTraining(models, tiny_tokenizer(), evenness, (), night)
-        episodes, _, _ = training.collect(PROMPTS)
-    assert [e.row[0] for e in episodes] == [prompt for prompt in PROMPTS for _ in range(3)]
-    scores = evenness([e.row for e in episodes], []).view(3, 3)
-    held = (scores - (scores.sum(1, keepdim=True) - scores) / 2).flatten()
-    lengths = [len(e.row[1]) for e in episodes]
-    expected = whiten(held.repeat_interleave(torch.tensor(lengths)))
-    torch.testing.assert_close(torch.cat([e.advantages for e in episodes]), expected)
+        episodes, numbers, _ = training.collect(PROMPTS)
+        rows = [e.row for e in episodes]
+        reference = by_token(models, rows, models.reference_logps).split([len(reply) for _, reply in rows])
+    assert [prompt for prompt, _ in rows] == [prompt for prompt in PROMPTS for _ in range(3)] and numbers["kl"] != 0
+    costs = [beta * training.unit * (e.logps - known) for e, known in zip(episodes, reference, strict=True)]
+    scores = evenness(rows, [])
+    expected = []
+    for number, cost in enumerate(costs):
+        others = [other for other in range(number - number % 3, number - number % 3 + 3) if other != number]
+        for place in range(len(cost)):
+            rest = cost[place:].sum() - sum(costs[other][place:].sum() for other in others) / 2
+            expected.append(scores[number] - scores[others].mean() - rest)
+    found = torch.cat([e.advantages for e in episodes])
+    torch.testing.assert_close(found, whiten(torch.stack(expected)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_reward_of_the_prompt_alone_teaches_nothing() -> None:
+    night = NIGHT.model_copy(update={"ppo_group": 3, "ppo_beta": 0.0})
+    rewards = dict(zip(PROMPTS, (0.13, 0.23, 0.53), strict=True))
+    with attach_models(tiny_model(), night) as models:
+        by_prompt: Reward = lambda rows, texts: torch.tensor([rewards[prompt] for prompt, _ in rows])  # noqa: E731
+        episodes, _, _ = PolicyTraining(models, tiny_tokenizer(), by_prompt, (), night).collect(PROMPTS)
+    assert not torch.cat([e.advantages for e in episodes]).any()
 
 
 @pytest.mark.long
 def test_the_mean_reward_rises_with_groups_too() -> None:
-    made = trained(NIGHT.model_copy(update={"ppo_iterations": 20, "ppo_group": 4}))
+    made = trained(NIGHT.model_copy(update={"ppo_iterations": 20, "ppo_group": 4, "ppo_prompts": 64, "ppo_beta": 0.05}))
     rewards = [numbers["reward"] for numbers in made.history]
-    assert made.chosen > 0 and sum(rewards[-5:]) / 5 > sum(rewards[:2]) / 2 + 0.05
+    assert made.chosen > 0 and sum(rewards[-5:]) / 5 > sum(rewards[:2]) / 2 + 0.15
     assert all(numbers["value_loss"] == 0 for numbers in made.history[:-1])
 
 

@@ -7,7 +7,7 @@ from torch import tensor
 from finetune.ppo_losses import (
     adapt_beta,
     advantages,
-    leave_one_out,
+    against_others,
     policy_losses,
     token_rewards,
     value_losses,
@@ -72,5 +72,10 @@ def test_beta_follows_the_divergence_by_half_at_most_and_not_below_its_start(
 
 def test_a_reply_is_held_against_the_mean_of_the_others_to_its_prompt() -> None:
     """1, 2, 6 to one prompt and 0, 0, 3 to another."""
-    found = leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
-    assert found.tolist() == [4.0, 3.5, 1.5, 1.5, 1.5, 0.0]
+    found = against_others(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
+    assert found.tolist() == [-3.0, -1.5, 4.5, -1.5, -1.5, 3.0]
+
+
+def test_replies_that_are_equal_gain_exactly_nothing() -> None:
+    """A rounding error of the mean would be whitened to a full-size advantage."""
+    assert against_others(torch.tensor([0.13, 0.13, 0.13, 0.53, 0.53, 0.53]), 3).tolist() == [0.0] * 6

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from assistant.__main__ import main as assistant
+from assistant.arithmetic import multiplies_bf16
 from finetune.__main__ import main
 from finetune.examples import select_method
 from tests.finetune_support import demonstration, pair, ranking, thumb
@@ -59,11 +60,9 @@ def test_a_reward_model_is_trained_and_examined(tmp_path: Path, capsys: pytest.C
     assert trained["notes"][0] == "The demonstrations average zero."
     assert sorted(p.name for p in out.iterdir()) == ["adapter", "reward.json", "reward_head.safetensors"]
     assert not list(tmp_path.glob(".train-*"))
+    trained_in = "bf16" if multiplies_bf16() else "fp32"
     found = printed(capsys, "evaluate", str(out), "--data", str(lines(tmp_path / "pairs.jsonl", *PAIRS)))
-    assert found["reward_model"] == trained["reward_model"] and found["numeric_form"] in (
-        "bf16, as trained",
-        "fp32, as trained",
-    )
+    assert found["reward_model"] == trained["reward_model"] and found["numeric_form"] == f"{trained_in}, as trained"
     assert found["n"] == 12 and found["accuracy"] == 1.0 and found["length_baseline"] == 1.0
     assert found["low"] == pytest.approx(0.7575, abs=1e-4) and found["high"] == 1.0
     assert main(["evaluate", str(out), "--data", str(data)]) == 0

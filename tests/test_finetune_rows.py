@@ -5,20 +5,55 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig, LlamaConfig, PretrainedConfig
 
 from assistant.settings import NightSettings
 from finetune import train
 from finetune.attention import short_rows
-from finetune.batches import ALONE, Encoded, Sharing, make_batch, micro_batches, row_key
+from finetune.batches import (
+    ALONE,
+    Encoded,
+    Row,
+    Sharing,
+    make_batch,
+    micro_batches,
+    row_key,
+    share_rows,
+    single_rows,
+)
 from finetune.kto import prepare_thumbs
 from finetune.lora import attach_lora
-from finetune.scoring import batch_token_logps, how_to_share, row_logps
+from finetune.scoring import _batched_row_logps, batch_token_logps, how_to_share, row_logps, token_bytes
 from tests.finetune_support import encoded, encoded_rankings, encoded_thumbs
 from tests.tiny import tiny_model
 
 NIGHT = NightSettings(rank=4, alpha=8)
 MODEL = tiny_model()
 WIDE = Sharing(1024, 1024)
+
+
+def test_rows_that_run_together_have_the_values_of_rows_alone() -> None:
+    rows = [row for e in encoded(4) for row in e.rows] * 2
+    together = _batched_row_logps(MODEL, rows, 100)
+    assert together == pytest.approx(row_logps(MODEL, rows), abs=1e-4)
+
+
+def test_completions_share_a_row_up_to_its_length_and_within_reach() -> None:
+    rows: list[Row] = [((1, 2), (n, n)) for n in range(3, 8)] + [((9,), (3,)), ((1, 2), (8,) * 9)]
+    shared = share_rows(rows, Sharing(tokens=8, reach=8))
+    assert shared[0] == ((1, 2), (3, 3), (4, 4), (5, 5)) and ((1, 2), (8,) * 9) in shared
+    assert all(sum(map(len, row)) <= 8 for row in shared if len(row) > 2)
+    assert sorted(single_rows(shared)) == sorted(rows) and len(shared) == 4
+    assert share_rows(rows, ALONE) == rows
+
+
+@pytest.mark.parametrize("config", [BloomConfig, GPTJConfig, LlamaConfig])
+def test_what_a_token_keeps_is_known_for_any_decoder(config: type[PretrainedConfig]) -> None:
+    small = {"hidden_size": 32, "n_embd": 32, "num_hidden_layers": 2, "n_layer": 2, "vocab_size": 99, "n_head": 4}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 64, "rotary_dim": 4}
+    model = AutoModelForCausalLM.from_config(config(**small))
+    kept = (16 * 32 + 5 * 64) * 2 * 4
+    assert token_bytes(model) == kept + (0 if config is LlamaConfig else 20 * 99)
 
 
 def thumbs() -> list[Encoded]:
