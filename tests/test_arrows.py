@@ -36,6 +36,7 @@ def test_a_room_knows_only_the_rooms_below_it(room: str) -> None:
         assert imported_rooms(file) <= MAY_IMPORT[room] | {room}, file
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("module", ["feedback_store", "ui", "assistant.settings", "assistant.engine", "assistant.fake"])
 def test_light_modules_come_without_torch_and_within_a_second(module: str) -> None:
     code = f"import time; t = time.perf_counter(); import sys, {module}; assert 'torch' not in sys.modules; "

@@ -123,7 +123,7 @@ def begin_long_reply(browser: Browser, store: Store) -> threading.Thread:
     ask = next(event for event in events_of(browser) if event["api_name"] == "ask")
 
     def follow() -> None:
-        assert ENGLISH.shut_out in told_by(browser, ask, [f"{CANARY} " * 15, "plain", "", "", "", ""])
+        assert ENGLISH.shut_out in told_by(browser, ask, [f"{CANARY} " * 100, "plain", "", "", "", ""])
 
     thread = threading.Thread(target=follow)
     thread.start()

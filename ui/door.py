@@ -30,7 +30,8 @@ FORM_COOKIE: Final = "nightschool_form"
 """What the forms of somebody without a session are tied to."""
 READERS: Final = 8
 """Look-ups at once: threads of their own number, so that busy handlers keep nobody at the door."""
-HASHINGS: Final = 2
+HASHINGS: Final = 1
+"""One at a time: each keeps a core busy, and two of two would hold up the replies being streamed."""
 WAITING_HASHINGS: Final = 20
 """Beyond so many in the queue people are told to come back, rather than kept for seconds."""
 Result = TypeVar("Result")
