@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 from assistant.errors import GenerationFailed
 
@@ -33,6 +33,15 @@ class Sampling:
     top_p: float = 0.95
     max_new_tokens: int = 512
     seed: int = 0
+
+
+class Place(NamedTuple):
+    """Where a reply stands in the engine's line."""
+
+    ahead: int
+    """Questions that are begun before its own."""
+    seconds: float | None
+    """How long that takes, as far as one can tell; None before anybody waited."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Reply:
         """Control tokens in people's text that were kept as plain text."""
         self.first_token_s: float | None = None
         self.created = time.monotonic()
+        self._place: Place | None = None
         self._changed = threading.Condition()
         self._cancelled = threading.Event()
 
@@ -72,9 +82,18 @@ class Reply:
         """Whether somebody asked it to stop."""
         return self._cancelled.is_set()
 
+    @property
+    def place(self) -> Place | None:
+        """Where it stands in the engine's line; None once it is begun."""
+        return self._place
+
     def cancel(self) -> None:
         """Ask the engine to stop after the token under way."""
         self._cancelled.set()
+
+    def wait_at(self, place: Place | None) -> None:
+        """Engine side: say where it stands in line; None that it is begun."""
+        self._place = place
 
     def grow(self, text: str, tokens: int = 1) -> None:
         """Engine side: append text (may be empty while a character is incomplete)."""
@@ -125,16 +144,18 @@ class Reply:
                 return
 
     async def snapshots(self, at_most_per_s: float = 15.0) -> AsyncIterator[str]:
-        """Yield the whole text so far whenever it has grown, at most so often, and once at the end.
+        """Yield the whole text so far whenever it has grown or its place in line has changed, and once at the end.
+
+        At most so often.
 
         Never raises for a failed reply: look at `finish` and `error` afterwards.
         """
         shown = None
         while True:
-            done, text = self.done, self.text  # in this order: a reply seen as done is seen whole
-            if text != shown or done:
-                shown = text
-                yield text
+            done, now = self.done, (self.text, self.place)  # in this order: a reply seen as done is seen whole
+            if now != shown or done:
+                shown = now
+                yield now[0]
             if done:
                 return
             await asyncio.sleep(1 / at_most_per_s)

@@ -1,33 +1,53 @@
-"""The local engine: one thread owns the model and takes turns between the groups of replies under way.
+"""The local engine: one thread owns the model and writes all replies under way as rows of one batch.
 
-Requests submitted together run as one batch; groups take turns token by token, each with its own adapter,
-so a long reply does not hold up a short one and an adapter never changes under a reply. Rows of different
-groups do not share a forward pass yet.
+A reply joins the batch once its prompt is read and leaves it at its end, between two steps; each row has its own
+adapter, sampler and seed. Prompts are read in pieces between the steps, so that a long one does not hold up what is
+written. What was read lately is kept: the next turn of a conversation computes only what is new.
 """
 
 import logging
 import queue
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from torch import Tensor
 
-from assistant.engine import Reply, Request
+from assistant.arithmetic import memory_bytes
+from assistant.engine import Place, Reply, Request
 from assistant.errors import EngineBusy
 from assistant.loading import ServedModel
+from assistant.prefixes import Prefixes
 from assistant.prompt import end_of_turn, fit_prompt
-from assistant.sampling import sample
+from assistant.replying import Written
+from assistant.rows import OneRow, Rows, can_be_joined
 from assistant.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 32
-ACTIVE_GROUPS = 8
 PREFILL_CHUNK = 512
-"""Tokens of one prompt computed before other replies get their turn."""
+"""The most tokens of a prompt read in one piece."""
+SHORT_CHUNK = 16
+STALL_S = 0.25
+"""How long reading prompts may hold up the replies being written, a piece of the shortest aside."""
+MEMORY_SHARE = 4
+"""The part of the memory, one in so many, that keys and values of replies under way may take."""
 KEPT_ADAPTERS = 4
+
+
+class Prompt:
+    """A prompt to be read once for all the replies to it."""
+
+    def __init__(self, ids: list[int], adapter: str | None, replies: list[Written]) -> None:
+        self.ids = ids
+        self.adapter = adapter
+        self.replies = replies
+        self.rows: Rows | OneRow | None = None
+        """What has been read of it."""
 
 
 class LocalEngine:
@@ -35,7 +55,7 @@ class LocalEngine:
 
     Args:
         served: the model; from now on only this engine's thread may run it.
-        settings: context budget, queue limit and the adapters' folder.
+        settings: context budget, limits and the adapters' folder.
     """
 
     def __init__(self, served: ServedModel, settings: Settings) -> None:
@@ -44,45 +64,58 @@ class LocalEngine:
         self._served = served
         self._adapters_dir = settings.adapters_dir
         self._queue_limit = settings.queue_limit
+        self._seconds = settings.serving.deadline_s
         self._context = min(settings.context_tokens, served.model.config.get_text_config().max_position_embeddings)
+        self._joined = can_be_joined(served.model.config)
+        self._most_rows = settings.serving.at_once if self._joined else 1
         self._stop_ids = {end_of_turn(served.tokenizer), served.tokenizer.eos_token_id}
-        self._waiting: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
-        self._active: list[_Group] = []
+        self._arrived: queue.SimpleQueue[list[Prompt]] = queue.SimpleQueue()
         self._encoding = threading.Lock()
+        self._in_use: Counter[str | None] = Counter()
+        self._in_use_lock = threading.Lock()
         self._closed = threading.Event()
+        # from here on: of the model's thread alone
+        self.prefixes = Prefixes(settings.serving.prefix_cache_mb * 2**20)
+        self._waiting: deque[Prompt] = deque()
+        self._read: Prompt | None = None
+        self._writing: list[Written] = []
+        self._rows: Rows | OneRow = Rows()
+        self._tokens_per_s = 1000.0  # until it is measured
+        self._pace_s: float | None = None
+        self._last_begun: float | None = None
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     def submit(self, requests: Sequence[Request]) -> list[Reply]:
-        """Encode, check adapters, and queue the requests; those with the same adapter run as one batch.
+        """Encode, check adapters, and queue the requests; the same prompt under the same adapter is read once.
 
         Raises:
             PromptTooLong, AdapterError: a request cannot be served; none of them starts.
-            EngineBusy: too many groups are waiting.
+            EngineBusy: too many prompts are waiting.
         """
         if self._closed.is_set():
             raise EngineBusy("The assistant is shutting down. Try again in a minute.")
-        if self._waiting.qsize() >= self._queue_limit:
-            raise EngineBusy("Too many replies are waiting. Try again in a moment.")
+        waiting = len(self._waiting) + self._arrived.qsize()
+        if waiting >= self._queue_limit:
+            raise EngineBusy(f"{waiting} others are waiting for a reply already. Try again in a minute.")
         with self._encoding:  # fast tokenizers are not made for several threads
-            rows = [self._row(request) for request in requests]
-            adapters = {request.adapter for request in requests}
-            for adapter in adapters - {None}:
+            written = [self._written(request) for request in requests]
+            for adapter in {request.adapter for request in requests} - {None}:
                 self._ready(str(adapter))
-        for adapter in adapters:
-            same = [row for row, request in zip(rows, requests, strict=True) if request.adapter == adapter]
-            same.sort(key=lambda row: len(row.ids))  # less padding in each batch
-            for start in range(0, len(same), BATCH_ROWS):
-                self._waiting.put(_Group(self._served, same[start : start + BATCH_ROWS], adapter, self._stop_ids))
-        return [row.reply for row in rows]
+            with self._in_use_lock:
+                self._in_use.update(one.adapter for one in written)
+        self._arrived.put(self._prompts(written))
+        if self._closed.is_set():  # the thread may have gone before it saw them
+            self._end_all()
+        return [one.reply for one in written]
 
     def close(self) -> None:
         """Stop the model's thread; replies under way end as cancelled."""
         self._closed.set()
-        self._waiting.put(None)
+        self._arrived.put([])
         self._thread.join(timeout=30)
 
-    def _row(self, request: Request) -> "_Row":
+    def _written(self, request: Request) -> Written:
         room = min(request.sampling.max_new_tokens, self._context // 2)
         prompt = fit_prompt(self._served.tokenizer, request.messages, self._context - room)
         reply = Reply()
@@ -90,168 +123,221 @@ class LocalEngine:
         reply.dropped_turns = prompt.dropped_turns
         reply.control_tokens = prompt.control_tokens
         limit = min(request.sampling.max_new_tokens, self._context - len(prompt.ids))
-        return _Row(request, reply, prompt.ids, limit, self._served.tokenizer)
+        return Written(request, reply, prompt.ids, limit, self._seconds, self._served.tokenizer)
+
+    def _prompts(self, written: Sequence[Written]) -> list[Prompt]:
+        """Put replies to the same prompt under the same adapter together, as many as are written at once."""
+        same: dict[tuple[str | None, tuple[int, ...]], list[Written]] = {}
+        for one in written:
+            same.setdefault((one.adapter, tuple(one.ids)), []).append(one)
+        return [
+            Prompt(list(ids), adapter, replies[start : start + self._most_rows])
+            for (adapter, ids), replies in same.items()
+            for start in range(0, len(replies), self._most_rows)
+        ]
 
     def _ready(self, adapter_id: str) -> None:
         """Load an adapter, and forget the oldest ones that no reply uses."""
         bank = self._served.adapters
         if adapter_id not in bank.loaded:
             bank.load(Path(self._adapters_dir) / Path(adapter_id).name)
-            in_use = {group.adapter for group in list(self._active)} | {adapter_id}
-            spare = [name for name in bank.loaded if name not in in_use]
+            with self._in_use_lock:
+                spare = [name for name in bank.loaded if name != adapter_id and not self._in_use[name]]
             for name in spare[: max(0, len(bank.loaded) - KEPT_ADAPTERS)]:
                 bank.unload(name)
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            self._admit()
-            for group in list(self._active):
-                self._turn(group)
-        while not self._waiting.empty():
-            waiting = self._waiting.get()
-            if waiting:
-                self._active.append(waiting)
-        for group in self._active:
-            group.end_all("cancelled")
+            try:
+                self._hear()
+                self._let_go()
+                with torch.inference_mode():
+                    self._read_prompts()
+                    self._write()
+            except Exception as error:  # a fault of the engine's own: it begins afresh rather than fall silent
+                for one in self._under_way():
+                    _fail(one, error)
+                    self._release(one)
+                self._read, self._writing, self._rows = None, [], Rows()
+                self._waiting.clear()
+        self._end_all()
 
-    def _admit(self) -> None:
-        while len(self._active) < ACTIVE_GROUPS:
-            if self._active and self._waiting.empty():
-                return
-            group = self._waiting.get()
-            if group is None:
-                return
-            self._active.append(group)
+    def _end_all(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.extend(self._arrived.get_nowait())
+        for one in self._under_way():
+            one.reply.end("cancelled")
 
-    def _turn(self, group: "_Group") -> None:
+    def _under_way(self) -> list[Written]:
+        prompts = [*([self._read] if self._read else []), *self._waiting]
+        return [*self._writing, *(one for prompt in prompts for one in prompt.replies)]
+
+    def _hear(self) -> None:
+        """Take in what arrived; wait for it where there is nothing else to do."""
+        idle = not (self._waiting or self._read or self._writing)
+        while idle or not self._arrived.empty():
+            self._waiting.extend(self._arrived.get())
+            idle = False
+            self._number()
+
+    def _number(self) -> None:
+        """Tell those who wait how many are before them, and how long that takes at the pace of late."""
+        for number, prompt in enumerate(self._waiting):
+            seconds = None if self._pace_s is None else (number + 1) * self._pace_s
+            for one in prompt.replies:
+                one.reply.wait_at(Place(number, seconds))
+
+    def _let_go(self) -> None:
+        """Leave those behind that nobody waits for any more."""
+        for number in reversed(range(len(self._writing))):
+            if self._writing[number].ended_by_others():
+                self._leave(number)
+        for prompt in [*([self._read] if self._read else []), *self._waiting]:
+            self._drop(prompt, [one for one in prompt.replies if one.ended_by_others()])
+        if self._read and not self._read.replies:
+            self._read = None
+        self._waiting = deque(prompt for prompt in self._waiting if prompt.replies)
+
+    def _drop(self, prompt: Prompt, ended: list[Written]) -> None:
+        for one in ended:
+            prompt.replies.remove(one)
+            self._release(one)
+
+    def _release(self, one: Written) -> None:
+        with self._in_use_lock:
+            self._in_use[one.adapter] -= 1
+
+    def _read_prompts(self) -> None:
+        """Read pieces of prompts for as long as the replies being written may be held up; one piece at least."""
+        until = time.monotonic() + STALL_S
+        while self._read or self._begin_next():
+            assert self._read
+            self._read_piece(self._read)
+            if time.monotonic() > until:
+                return
+
+    def _begin_next(self) -> bool:
+        """Begin with the prompt that waits longest, where there is a place for its replies."""
+        if not self._waiting or not self._has_room(self._waiting[0]):
+            self._last_begun = self._last_begun if self._waiting else None
+            return False
+        self._measure_pace()
+        self._read = self._waiting.popleft()
+        for one in self._read.replies:
+            one.reply.wait_at(None)
+            one.begin()
+        self._number()
+        return True
+
+    def _measure_pace(self) -> None:
+        """Note how long those who wait do between two that are begun."""
+        now = time.monotonic()
+        if self._last_begun is not None:
+            pace = now - self._last_begun
+            self._pace_s = pace if self._pace_s is None else self._pace_s + 0.2 * (pace - self._pace_s)
+        self._last_begun = now
+
+    def _has_room(self, prompt: Prompt) -> bool:
+        if not self._writing:
+            return True
+        rows = len(self._writing) + len(prompt.replies)
+        tokens = max(len(prompt.ids), *self._rows.lengths)
+        return rows <= self._most_rows and rows * tokens * self._rows.bytes_a_token <= memory_bytes() / MEMORY_SHARE
+
+    def _read_piece(self, prompt: Prompt) -> None:
+        """Read a piece of a prompt; at its end its replies get their first token and join the batch."""
         try:
-            with torch.inference_mode(), self._served.adapters.use(group.adapter):
-                group.step()
-        except Exception as error:  # the edge of the model's thread: this group fails, the engine lives on
-            log.exception("a reply failed")
-            what = (
-                "the machine ran out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
-            )
-            group.end_all("failed", f"The reply failed ({what}). Try again; the details are in the log.")
-        if group.finished:
-            self._active.remove(group)
+            if prompt.rows is None:
+                prompt.rows = self._new_rows(prompt)
+            rows = prompt.rows
+            done = rows.lengths[0]
+            piece = PREFILL_CHUNK
+            if self._writing:
+                piece = max(SHORT_CHUNK, min(piece, int(self._tokens_per_s * STALL_S)))
+            ids = prompt.ids[done : done + piece]
+            start = time.monotonic()
+            logits = self._compute(rows, [ids], [prompt.adapter])
+            seconds = time.monotonic() - start
+            if len(ids) >= SHORT_CHUNK:
+                self._tokens_per_s += 0.5 * (len(ids) / max(seconds, 1e-6) - self._tokens_per_s)
+            if done + len(ids) == len(prompt.ids):
+                self._read = None
+                self._join(prompt, rows, logits[0])
+        except Exception as error:  # the edge of the model's thread: these replies fail, the others live on
+            self._read = None
+            for one in prompt.replies:
+                _fail(one, error)
+            self._drop(prompt, [one for one in prompt.replies if one not in self._writing])
 
+    def _new_rows(self, prompt: Prompt) -> Rows | OneRow:
+        """Make a row for a prompt, with what was read of it lately."""
+        if not self._joined:
+            return OneRow(self._served.model.config)
+        return Rows.after(*self.prefixes.find(prompt.adapter, prompt.ids))
 
-class _Row:
-    """One reply being written: its prompt, its sampler and the text so far."""
+    def _join(self, prompt: Prompt, rows: Rows | OneRow, logits: Tensor) -> None:
+        for one in list(prompt.replies):
+            self._draw(one, logits)
+            if one.reply.done:
+                self._remember(one, rows, 0)
+                self._drop(prompt, [one])
+                continue
+            if not self._writing:
+                self._rows = rows
+            elif isinstance(self._rows, Rows) and isinstance(rows, Rows):
+                self._rows.join(rows)
+            self._writing.append(one)
 
-    def __init__(
-        self, request: Request, reply: Reply, ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        self.reply = reply
-        self.ids = ids
-        self._sampling = request.sampling
-        self._generator = torch.Generator().manual_seed(request.sampling.seed)
-        self._limit = limit
-        self._tokenizer = tokenizer
-        self._new: list[int] = []
-        self._shown = 0  # index in _new up to which text was sent
-        self._context = 0  # index from which text is decoded, so that spaces come out right
-
-    def draw(self, logits: torch.Tensor, stop_ids: set[int]) -> int:
-        """Take the next token from logits (V,) and end the reply where it ends."""
-        token = sample(logits.cpu(), self._sampling, self._generator)
-        if token in stop_ids:
-            self._send(final=True)
-            self.reply.end("stop")
-            return token
-        self._new.append(token)
-        self._send(final=False)
-        if len(self._new) >= self._limit:
-            self._send(final=True)
-            self.reply.end("length")
-        return token
-
-    def _send(self, final: bool) -> None:
-        """Pass on the text that is complete: half an emoji waits for its other half."""
-        before = self._decode(self._new[self._context : self._shown])
-        now = self._decode(self._new[self._context :])
-        if now.endswith("\ufffd") and not final:
-            return self.reply.grow("")
-        self.reply.grow(now[len(before) :], tokens=0 if final else 1)
-        self._context, self._shown = self._shown, len(self._new)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-class _Group:
-    """Rows that run as one batch under one adapter. Prompts are padded on the left."""
-
-    def __init__(self, served: ServedModel, rows: list[_Row], adapter: str | None, stop_ids: set[int]) -> None:
-        self.adapter = adapter
-        self._model = served.model
-        self._pad = served.tokenizer.pad_token_id or 0
-        self._rows = rows
-        self._stop_ids = stop_ids
-        self._cache = DynamicCache(config=served.model.config)
-        self._input, self._mask = self._padded_prompts()
-
-    @property
-    def finished(self) -> bool:
-        """Whether every reply has ended."""
-        return all(row.reply.done for row in self._rows)
-
-    def end_all(self, finish: str, error: str = "") -> None:
-        """End what has not ended."""
-        for row in self._rows:
-            row.reply.end("failed" if finish == "failed" else "cancelled", error)
-
-    def step(self) -> None:
-        """Compute one chunk of the prompt, or one token for every row."""
-        for row in self._rows:
-            if row.reply.cancelled:
-                row.reply.end("cancelled")
-        if self.finished:
+    def _write(self) -> None:
+        """Write one token of every reply."""
+        if not self._writing:
             return
-        self._shrink()
-        chunk, rest = self._input, None
-        if len(self._rows) == 1 and chunk.shape[1] > PREFILL_CHUNK:
-            chunk, rest = chunk[:, :PREFILL_CHUNK], chunk[:, PREFILL_CHUNK:]
-        logits = self._forward(chunk)
-        if rest is not None:
-            self._input = rest
-            return
-        tokens = [
-            self._pad if row.reply.done else row.draw(logits[i], self._stop_ids) for i, row in enumerate(self._rows)
-        ]
-        self._input = torch.tensor(tokens, device=self._input.device)[:, None]
-        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        try:
+            last = [one.new[-1:] for one in self._writing]
+            logits = self._compute(self._rows, last, [one.adapter for one in self._writing])
+        except Exception as error:  # one of them goes, and the others try again: what they have is as before
+            return _fail(max(self._writing, key=lambda one: one.reply.created), error)
+        for one, row in zip(self._writing, logits, strict=True):
+            self._draw(one, row)
+        for number in reversed(range(len(self._writing))):
+            if self._writing[number].reply.done:
+                self._leave(number)
 
-    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        past = self._cache.get_seq_length()
-        mask = self._mask[:, : past + ids.shape[1]]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
-        padded = len(self._rows) > 1
-        output = self._model(
-            input_ids=ids,
-            attention_mask=mask if padded else None,
-            position_ids=positions,
-            past_key_values=self._cache,
-            logits_to_keep=1,
-        )
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+    def _compute(self, rows: Rows | OneRow, ids: list[list[int]], adapters: list[str | None]) -> Tensor:
+        """Read so many tokens behind each row; (rows, vocabulary)."""
+        with self._served.adapters.use_rows(adapters):
+            return rows.compute(self._served.model, torch.tensor(ids, device=self._served.model.device)).cpu()
 
-    def _shrink(self) -> None:
-        """Leave ended replies behind, a few at a time: copying the cache has its price too."""
-        alive = [i for i, row in enumerate(self._rows) if not row.reply.done]
-        if len(self._rows) - len(alive) < max(1, len(self._rows) // 8):
-            return
-        if self._cache.get_seq_length():
-            self._cache.batch_select_indices(torch.tensor(alive, device=self._input.device))
-        self._rows = [self._rows[i] for i in alive]
-        self._input, self._mask = self._input[alive], self._mask[alive]
+    def _draw(self, one: Written, logits: Tensor) -> None:
+        try:
+            one.draw(logits, self._stop_ids)
+        except Exception as error:  # of this reply alone
+            _fail(one, error)
 
-    def _padded_prompts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(len(row.ids) for row in self._rows)
-        padding = [longest - len(row.ids) for row in self._rows]
-        ids = [[self._pad] * n + row.ids for n, row in zip(padding, self._rows, strict=True)]
-        mask = [[0] * n + [1] * len(row.ids) for n, row in zip(padding, self._rows, strict=True)]
-        device = self._model.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    def _leave(self, number: int) -> None:
+        """Take a reply out of the batch; the last one takes its number."""
+        one, last = self._writing[number], self._writing.pop()
+        self._remember(one, self._rows, number)
+        if isinstance(self._rows, Rows):
+            self._rows.leave(number)
+        if one is not last:
+            self._writing[number] = last
+        self._release(one)
+
+    def _remember(self, one: Written, rows: Rows | OneRow, number: int) -> None:
+        length = rows.lengths[number]
+        failed = one.reply.finish == "failed"
+        if isinstance(rows, Rows) and not failed and self.prefixes.fits(length, rows.bytes_a_token):
+            self.prefixes.keep(one.adapter, [*one.ids, *one.new][:length], rows.keep(number))
+
+
+def _fail(one: Written, error: Exception) -> None:
+    log.error("a reply failed", exc_info=error)
+    what = "the machine ran out of memory" if _is_memory(error) else type(error).__name__
+    one.reply.end("failed", f"The reply failed ({what}). Try again; the details are in the log.")
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch says so of a CPU's in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,13 +1,14 @@
 """Adapters on a served model: every linear layer can add a low-rank change, and which one is a pointer.
 
 PEFT's own switch touches every module (tens of milliseconds) and computes in fp32; here `use` sets one
-reference that all layers read, so the model thread changes adapters between two tokens for nothing.
+reference that all layers read, so the model thread changes adapters between two tokens for nothing, and
+`use_rows` gives each row of a batch its own.
 The result equals PEFT's up to the rounding of bf16; a test holds them together.
 
-Only the thread that owns the model may call `use`. Does not train: finetune does that with PEFT.
+Only the thread that owns the model may call `use` and `use_rows`. Does not train: finetune does that with PEFT.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,8 @@ PREFIX = "base_model.model."
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """Layer name -> (Aᵀ (in, r), scaled Bᵀ (r, out))."""
+Applied = tuple[tuple[Factors, Tensor | None], ...]
+"""Each adapter under way with the numbers of its rows; None is all rows. Rows of no adapter are the base's."""
 
 
 class AdapterBank:
@@ -35,7 +38,7 @@ class AdapterBank:
     def __init__(self, model: PreTrainedModel, base_id: str) -> None:
         self.base_id = base_id
         self._dtype = model.dtype
-        self.current: Factors | None = None
+        self.current: Applied = ()
         self.loaded: dict[str, Factors] = {}
         self.layers: dict[str, AdaptedLinear] = {}
         head = model.get_output_embeddings()
@@ -80,12 +83,26 @@ class AdapterBank:
     @contextmanager
     def use(self, adapter_id: str | None) -> Iterator[None]:
         """Apply a loaded adapter, or the bare base for None, to forwards inside the block."""
+        with self.use_rows([adapter_id]):
+            yield
+
+    @contextmanager
+    def use_rows(self, adapter_ids: Sequence[str | None]) -> Iterator[None]:
+        """Apply to each row of a batch (rows, …) its own loaded adapter; one for all where they are the same."""
         before = self.current
-        self.current = None if adapter_id is None else self.loaded[adapter_id]
+        self.current = self._applied(adapter_ids)
         try:
             yield
         finally:
             self.current = before
+
+    def _applied(self, adapter_ids: Sequence[str | None]) -> Applied:
+        names = sorted({name for name in adapter_ids if name is not None})
+        if len(names) == len(set(adapter_ids)) == 1:
+            return ((self.loaded[names[0]], None),)
+        device = next(iter(self.layers.values())).base.weight.device
+        numbers = {name: [i for i, other in enumerate(adapter_ids) if other == name] for name in names}
+        return tuple((self.loaded[name], torch.tensor(numbers[name], device=device)) for name in names)
 
 
 class AdaptedLinear(nn.Module):
@@ -109,6 +126,9 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for x (…, in)."""
         y: Tensor = self.base(x)
-        current = self._bank[0].current
-        factors = None if current is None else current.get(self.name)
-        return y if factors is None else y + (x @ factors[0]) @ factors[1]
+        for adapter, rows in self._bank[0].current:
+            factors = adapter.get(self.name)
+            if factors is not None:
+                a, b = factors
+                y = y + (x @ a) @ b if rows is None else y.index_add(0, rows, (x[rows] @ a) @ b)
+        return y

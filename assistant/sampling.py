@@ -16,6 +16,8 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
         logits: (V,), any float dtype.
         sampling: temperature 0 takes the most likely token.
         generator: the reply's own, so that a seed fixes the reply whatever runs beside it.
+
+    Source: of exponential waiting times with rates p, the first is token i's with probability p_i.
     """
     if sampling.temperature == 0:
         return int(logits.argmax())
@@ -24,6 +26,8 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
     probabilities = (top - scaled.logsumexp(-1)).exp()
     if float(probabilities.sum()) < sampling.top_p:
         probabilities, tokens = scaled.softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(0) - probabilities
-    nucleus = probabilities * (before < sampling.top_p)
-    return int(tokens[torch.multinomial(nucleus, 1, generator=generator)])
+    nucleus = probabilities.cumsum(0) - probabilities < sampling.top_p
+    # Each token runs its own race, in which chance is its own too: two that are nearly equal may change their ranks by
+    # rounding, when others are in the batch, and whoever wins stays the same.
+    pace = -torch.rand(logits.numel(), generator=generator).log()[tokens]
+    return int(tokens[torch.where(nucleus, probabilities / pace, -1).argmax()])

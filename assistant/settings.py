@@ -193,6 +193,18 @@ class ServerSettings(BaseModel):
         return SecretStr(said)
 
 
+class ServingSettings(BaseModel):
+    """How the local engine serves many at once."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    at_once: int = Field(32, ge=1)
+    """Replies written together, as rows of one batch; others wait."""
+    prefix_cache_mb: int = Field(512, ge=0)
+    """Memory for conversations read lately, so that the next turn computes only what is new."""
+    deadline_s: float = Field(600.0, gt=0)
+    """Longest time for writing one reply."""
+
+
 class Settings(BaseSettings):
     """Everything configurable, and the folders under the home."""
 
@@ -227,6 +239,8 @@ class Settings(BaseSettings):
     """What a night does."""
     door: DoorSettings = DoorSettings()
     """Who comes in."""
+    serving: ServingSettings = ServingSettings()
+    """How the local engine answers many at once."""
     server: ServerSettings = ServerSettings()
     """The server that answers, if one does."""
 

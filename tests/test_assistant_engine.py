@@ -139,7 +139,7 @@ def test_a_fault_in_one_reply_leaves_the_engine_alive(engine: LocalEngine, monke
         raise torch.OutOfMemoryError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr("assistant.local.sample", broken)
+        patch.setattr("assistant.replying.sample", broken)
         with pytest.raises(GenerationFailed, match="out of memory"):
             engine.submit([Request(say("hello"), GREEDY)])[0].wait(30)
     assert engine.submit([Request(say("hello"), GREEDY)])[0].wait(30)
@@ -163,7 +163,7 @@ def test_half_an_emoji_is_never_shown(engine: LocalEngine, monkeypatch: pytest.M
     """A byte-level tokenizer spends four tokens on one emoji; a page must never see a part of it."""
     tokenizer = tiny_tokenizer()
     script = iter([*tokenizer.encode("ok 😀 안녕", add_special_tokens=False), 2])
-    monkeypatch.setattr("assistant.local.sample", lambda *_: next(script))
+    monkeypatch.setattr("assistant.replying.sample", lambda *_: next(script))
     pieces = list(engine.submit([Request(say("hello"), Sampling(max_new_tokens=100))])[0].pieces())
     assert "".join(pieces) == "ok 😀 안녕"
     assert not any("\ufffd" in piece for piece in pieces)

@@ -18,6 +18,7 @@ from assistant.errors import ModelUnavailable
 from assistant.loading import Base, ServedModel, load_served, load_tokenizer, load_trainable, resolve_base
 from assistant.presets import PLAIN, SOCRATIC
 from assistant.quantize import FEW_ROWS, Int4Linear, Int8Head, quantize_groups, restore_groups
+from assistant.rows import Rows
 from assistant.settings import load_settings
 from tests.tiny import save_tiny
 
@@ -61,6 +62,32 @@ def test_the_served_form_is_close_to_the_trainable_one(base: Base, served: Serve
         truth = load_trainable(base)(ids).logits.float().log_softmax(-1)
     divergence = (truth.exp() * (truth - integers)).sum(-1).mean()
     assert 0 < divergence < 0.02
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("form", ["int4", "none"])
+@torch.inference_mode()
+def test_a_text_alone_in_a_batch_in_pieces_and_from_what_is_kept_is_continued_alike(base: Base, form: str) -> None:
+    """Mean KL of the next token, over 8 texts and 2 steps, to the text read whole and alone: only rounding differs."""
+    settings = load_settings()
+    model = load_served(base, settings.model_copy(update={"quantization": form})).model
+    ids = load_tokenizer(base).encode(TEXT)
+    texts = [ids[: 12 + 6 * number] for number in range(8)]
+    batch = Rows()
+    for number, text in enumerate(texts):
+        known = Rows.after([], 0)
+        known.compute(model, torch.tensor([text[:10]]))
+        row = Rows.after(known.keep(0), 10) if number % 2 else Rows.after([], 0)
+        for start in range(row.lengths[0], len(text), 8):
+            row.compute(model, torch.tensor([text[start : start + 8]]))
+        batch.join(row)
+    divergences = []
+    for step in range(2):
+        logits = batch.compute(model, torch.tensor([[ids[len(text) + step]] for text in texts]))
+        alone = torch.cat([model(torch.tensor([ids[: len(text) + step + 1]])).logits[:, -1] for text in texts])
+        truth, found = alone.float().log_softmax(-1), logits.float().log_softmax(-1)
+        divergences.append((truth.exp() * (truth - found)).sum(-1))
+    assert torch.cat(divergences).mean() < 0.01, torch.cat(divergences)
 
 
 @pytest.mark.model

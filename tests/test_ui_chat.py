@@ -1,7 +1,9 @@
 """The chat page's handlers: what is stored, what is shown, what bad input gets."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,14 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from assistant.engine import Reply, Request
+from assistant.engine import Place, Reply, Request
 from assistant.errors import AdapterMissing, EngineBusy, PromptTooLong
 from assistant.fake import FakeEngine
 from feedback_store.errors import StoreError
 from feedback_store.records import Message
 from tests.ui_support import RefusingEngine, World, leave_after, make_world, play, request_of, socratic_script
 from ui.bubbles import bubbles
-from ui.chat import ChatPage
+from ui.chat import CURSOR, ChatPage
 from ui.replies import Draft, Replies
 from ui.texts import ENGLISH
 from ui.view import View
@@ -268,6 +270,32 @@ def test_a_second_message_waits_for_the_reply_under_way(make: Make) -> None:
 
     asyncio.run(ask_meanwhile())
     assert [(view.notice, view.keep, view.busy) for view in early] == [(ENGLISH.still_writing, "too early", True)]
+
+
+def test_a_reply_in_line_tells_how_many_are_before_it_and_how_long(make: Make) -> None:
+    class BusyEngine(FakeEngine):
+        def submit(self, requests: Sequence[Request]) -> list[Reply]:
+            reply = Reply()
+
+            def serve() -> None:
+                for place in (Place(2, 150.0), Place(0, 8.4), None):
+                    reply.wait_at(place)
+                    time.sleep(0.2)
+                reply.grow("at last")
+                reply.end("stop")
+
+            threading.Thread(target=serve).start()
+            return [reply]
+
+    world = make(BusyEngine())
+    views = play(world.chat.ask(world.person, "hello", "plain", ""))
+    shown = [view.path[-1].text.removesuffix(CURSOR) for view in views]
+    assert list(dict.fromkeys(shown)) == [
+        "Others are being answered, and 2 more before this reply. It begins in about 2 min.",
+        "Others are being answered; this reply is the next to begin. It begins in about 8 s.",
+        "",
+        "at last",
+    ]
 
 
 def test_dropped_turns_are_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

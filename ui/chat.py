@@ -208,7 +208,7 @@ class ChatDesk:
                 async for text in draft.reply.snapshots():
                     if self._replies.is_left(draft):
                         continue  # the page shows something else by now
-                    shown = text or (self._texts.waits_its_turn if draft.waits else "")
+                    shown = text or self._texts.waiting(draft.waits, draft.reply.place)
                     path = (*before.path, replace(draft.message, text=shown + CURSOR))
                     yield replace(before, path=path, votes=(*before.votes, None), busy=True, own=True, keep=clear)
                     clear = None

@@ -80,7 +80,7 @@ class CompareDesk:
             async with aclosing(asked) as looks:
                 async for look in looks:
                     left, right = look.texts
-                    notice = self._texts.waits_its_turn if look.waits else ""
+                    notice = self._texts.waiting(look.waits, look.place)
                     shown = Round("running", look.question.text, left, right, look.question.id, notice=notice)
                     yield replace(shown, keep="" if look.begins else None)
         except NotBegun as failed:

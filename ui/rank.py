@@ -93,7 +93,7 @@ class RankDesk:
         try:
             async with aclosing(asked) as looks:
                 async for look in looks:
-                    notice = self._texts.waits_its_turn if look.waits else ""
+                    notice = self._texts.waiting(look.waits, look.place)
                     shown = RankRound("running", look.question.text, look.question.id, look.texts, notice=notice)
                     yield replace(shown, keep="" if look.begins else None)
         except Refused as refused:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import gradio as gr
 from anyio.to_thread import run_sync
 
+from assistant.engine import Place
 from assistant.errors import AssistantError
 from assistant.settings import Settings
 from feedback_store import Store
@@ -50,6 +51,8 @@ class Writing:
     """Whether this is the first sight of it: what was typed is stored by now."""
     waits: bool = False
     """Whether another reply of the same person is written first."""
+    place: Place | None = None
+    """Where it stands in the engine's line, if it does."""
 
 
 class Rounds:
@@ -136,7 +139,7 @@ class Rounds:
         try:
             async with aclosing(_together(drafts)) as texts:
                 async for shown in texts:
-                    yield Writing(question, drafts, shown, begins, drafts[0].waits)
+                    yield Writing(question, drafts, shown, begins, drafts[0].waits, drafts[0].reply.place)
                     begins = False
         finally:
             await self._replies.end(*drafts)
@@ -169,8 +172,9 @@ async def _together(drafts: Sequence[Draft]) -> AsyncGenerator[tuple[str, ...]]:
     while True:
         done = all(draft.reply.done for draft in drafts)  # before the texts: what is seen as done is seen whole
         texts = tuple(_growing(draft) for draft in drafts)
-        if texts != shown:
-            shown = texts
+        now = (texts, drafts[0].waits, drafts[0].reply.place)
+        if now != shown:
+            shown = now
             yield texts
         if done:
             return

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from assistant.engine import Engine, Finish, Reply, Request
+from assistant.engine import Engine, Finish, Place, Reply, Request
 from assistant.errors import AssistantError, GenerationFailed
 
 LOOK_S: Final = 0.1
@@ -23,6 +23,11 @@ class WaitingReply(Reply):
     def waits(self) -> bool:
         """Whether the engine has not been asked yet."""
         return self._source is None and not self.done
+
+    @property
+    def place(self) -> Place | None:
+        """Where it stands in the engine's line, once it does."""
+        return self._source.place if self._source else None
 
     def cancel(self) -> None:
         """Stop, or do not begin."""

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from assistant.engine import Place
+
 
 class GateWords(NamedTuple):
     """A check of the gate in words; the sentences take the row's numbers {candidate} and {limit}."""
@@ -68,6 +70,11 @@ class Texts:
     too_many_replies: str
     waits_its_turn: str
     """In the place of a reply while another one of the same person is being written."""
+    next_in_line: str
+    in_line: str
+    """The same while those of other people are."""
+    wait_s: str
+    wait_min: str
     shut_out: str
     """To somebody who was erased or disabled while a reply of theirs was being written."""
     nothing_to_retry: str
@@ -193,6 +200,24 @@ class Texts:
     adapter_errors: Mapping[type[Exception], str]
     """About an adapter that was to be promoted; `errors` speaks of the one that answers."""
     errors: Mapping[type[Exception], str]
+
+    def waiting(self, own_first: bool, place: Place | None) -> str:
+        """What a reply without text waits for; nothing where it has begun.
+
+        Args:
+            own_first: another reply of the same person is written first.
+            place: where it stands in the engine's line.
+        """
+        if own_first:
+            return self.waits_its_turn
+        if place is None:
+            return ""
+        line = (self.in_line if place.ahead else self.next_in_line).format(count=place.ahead)
+        if place.seconds is None:
+            return line
+        seconds = max(1, round(place.seconds))
+        wait = self.wait_s.format(count=seconds) if seconds < 90 else self.wait_min.format(count=round(seconds / 60))
+        return f"{line} {wait}"
 
     def error(self, error: Exception) -> str:
         """One sentence for an error: this language's where there is one, else the error's own."""
