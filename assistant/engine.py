@@ -7,7 +7,8 @@ Engines: `local.LocalEngine`, `remote.RemoteEngine`, `fake.FakeEngine`.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypedDict
 
@@ -33,6 +34,14 @@ class Sampling:
     top_p: float = 0.95
     max_new_tokens: int = 512
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts before whose first one the reply ends."""
+
+
+def until_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Return a text up to the first of the stop texts in it, and whether there is one."""
+    found = [place for word in stop if (place := text.find(word)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)
 
 
 class Place(NamedTuple):
@@ -53,10 +62,20 @@ class Request:
     adapter: str | None = None
 
 
-class Reply:
-    """A reply that grows. Reading never blocks the engine; `cancel` frees the model at its next token."""
+class Pulse:
+    """When an engine last produced a token, in the time of `time.monotonic`; None before the first one."""
 
-    def __init__(self) -> None:
+    at: float | None = None
+
+
+class Reply:
+    """A reply that grows. Reading never blocks the engine; `cancel` frees the model at its next token.
+
+    Args:
+        pulse: the engine's, which each token moves.
+    """
+
+    def __init__(self, pulse: Pulse | None = None) -> None:
         self.text = ""
         self.finish: Finish | None = None
         self.error = ""
@@ -67,8 +86,13 @@ class Reply:
         self.control_tokens = 0
         """Control tokens in people's text that were kept as plain text."""
         self.first_token_s: float | None = None
+        self.gaps_s: list[float] = []
+        """Seconds between one token and the next."""
         self.created = time.monotonic()
+        self._pulse = pulse or Pulse()
+        self._last_token: float | None = None
         self._place: Place | None = None
+        self._listeners: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._cancelled = threading.Event()
 
@@ -98,11 +122,16 @@ class Reply:
     def grow(self, text: str, tokens: int = 1) -> None:
         """Engine side: append text (may be empty while a character is incomplete)."""
         with self._changed:
+            now = time.monotonic()
             if self.first_token_s is None:
-                self.first_token_s = time.monotonic() - self.created
+                self.first_token_s = now - self.created
+            if tokens:
+                if self._last_token is not None:
+                    self.gaps_s.append(now - self._last_token)
+                self._last_token = self._pulse.at = now
             self.text += text
             self.new_tokens += tokens
-            self._changed.notify_all()
+            self._tell()
 
     def end(self, finish: Finish, error: str = "") -> None:
         """Engine side: close the reply. The first end counts; later ones change nothing."""
@@ -110,7 +139,7 @@ class Reply:
             if self.finish is None:
                 self.error = error
                 self.finish = finish
-            self._changed.notify_all()
+            self._tell()
 
     def wait(self, timeout_s: float | None = None) -> str:
         """Block until the reply has ended and return its text.
@@ -160,6 +189,40 @@ class Reply:
                 return
             await asyncio.sleep(1 / at_most_per_s)
 
+    async def growth(self) -> AsyncIterator[str]:
+        """Yield each new part as soon as it comes, token by token.
+
+        Never raises for a failed reply: look at `finish` and `error` afterwards.
+        """
+        loop, grown = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever listened
+                loop.call_soon_threadsafe(grown.set)
+
+        with self._changed:
+            self._listeners.append(tell)
+        seen = 0
+        try:
+            while True:
+                grown.clear()
+                done, text = self.done, self.text  # in this order: a reply seen as done is seen whole
+                if len(text) > seen:
+                    yield text[seen:]
+                    seen = len(text)
+                elif done:
+                    return
+                else:
+                    await grown.wait()
+        finally:
+            with self._changed:
+                self._listeners.remove(tell)
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
+
     def _raise_if_failed(self) -> None:
         if self.finish == "failed":
             raise GenerationFailed(self.error)
@@ -172,6 +235,8 @@ class Engine(Protocol):
     """Names the weights: the same id, the same base."""
     numeric_form: str
     """How they are held, for example `int4` or `bf16`."""
+    pulse: Pulse
+    """When it last produced a token."""
 
     def submit(self, requests: Sequence[Request]) -> list[Reply]:
         """Start one or several replies together and return at once.
@@ -181,6 +246,10 @@ class Engine(Protocol):
         Raises:
             PromptTooLong, EngineBusy, AdapterError: refused before anything starts.
         """
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """What it counts of itself since its start, by the names of docs/serving.md; may be nothing."""
         ...
 
     def close(self) -> None:

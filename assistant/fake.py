@@ -5,9 +5,9 @@ Its replies are a pure function of the request, so that a test knows what must a
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from assistant.engine import Engine, Message, Reply, Request
+from assistant.engine import Engine, Message, Pulse, Reply, Request, until_stop
 from assistant.errors import AdapterError, PromptTooLong
 
 
@@ -41,6 +41,7 @@ class FakeEngine:
         self.seconds_per_word = seconds_per_word
         self.known_adapters = known_adapters
         self.max_chars = max_chars
+        self.pulse = Pulse()
         self._running: set[Reply] = set()
 
     def submit(self, requests: Sequence[Request]) -> list[Reply]:
@@ -50,11 +51,15 @@ class FakeEngine:
                 raise AdapterError(f"There is no adapter {request.adapter}.")
             if len(request.messages[-1]["content"]) > self.max_chars:
                 raise PromptTooLong("The message is longer than the model's context. Shorten it and send it again.")
-        replies = [Reply() for _ in requests]
+        replies = [Reply(self.pulse) for _ in requests]
         self._running.update(replies)
         for request, reply in zip(requests, replies, strict=True):
             threading.Thread(target=self._speak, args=(request, reply), daemon=True).start()
         return replies
+
+    def counters(self) -> Mapping[str, int]:
+        """None."""
+        return {}
 
     def close(self) -> None:
         """Cancel what is under way."""
@@ -63,7 +68,7 @@ class FakeEngine:
 
     def _speak(self, request: Request, reply: Reply) -> None:
         try:
-            words = self.script(request).split(" ")
+            words = until_stop(self.script(request), request.sampling.stop)[0].split(" ")
             for i, word in enumerate(words[: request.sampling.max_new_tokens]):
                 time.sleep(self.seconds_per_word)
                 if reply.cancelled:

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from assistant.arithmetic import memory_bytes
-from assistant.engine import Place, Reply, Request
+from assistant.engine import Place, Pulse, Reply, Request
 from assistant.errors import EngineBusy
 from assistant.loading import ServedModel
 from assistant.prefixes import Prefixes
@@ -61,6 +61,7 @@ class LocalEngine:
     def __init__(self, served: ServedModel, settings: Settings) -> None:
         self.base_id = served.base_id
         self.numeric_form = served.numeric_form
+        self.pulse = Pulse()
         self._served = served
         self._adapters_dir = settings.adapters_dir
         self._queue_limit = settings.queue_limit
@@ -81,8 +82,7 @@ class LocalEngine:
         self._writing: list[Written] = []
         self._rows: Rows | OneRow = Rows()
         self._tokens_per_s = 1000.0  # until it is measured
-        self._pace_s: float | None = None
-        self._last_begun: float | None = None
+        self._reply_s: float | None = None  # how long replies of late took
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -109,6 +109,15 @@ class LocalEngine:
             self._end_all()
         return [one.reply for one in written]
 
+    def counters(self) -> Mapping[str, int]:
+        """How much of the prompts was known from what was read lately, in tokens, and the memory that takes."""
+        prefixes = self.prefixes
+        return {
+            "prompt_tokens_asked_total": prefixes.asked_tokens,
+            "prompt_tokens_known_total": prefixes.found_tokens,
+            "prefix_cache_bytes": prefixes.bytes,
+        }
+
     def close(self) -> None:
         """Stop the model's thread; replies under way end as cancelled."""
         self._closed.set()
@@ -118,7 +127,7 @@ class LocalEngine:
     def _written(self, request: Request) -> Written:
         room = min(request.sampling.max_new_tokens, self._context // 2)
         prompt = fit_prompt(self._served.tokenizer, request.messages, self._context - room)
-        reply = Reply()
+        reply = Reply(self.pulse)
         reply.prompt_tokens = len(prompt.ids)
         reply.dropped_turns = prompt.dropped_turns
         reply.control_tokens = prompt.control_tokens
@@ -182,9 +191,9 @@ class LocalEngine:
             self._number()
 
     def _number(self) -> None:
-        """Tell those who wait how many are before them, and how long that takes at the pace of late."""
+        """Tell those who wait how many are before them, and how long that takes if replies go on as of late."""
         for number, prompt in enumerate(self._waiting):
-            seconds = None if self._pace_s is None else (number + 1) * self._pace_s
+            seconds = None if self._reply_s is None else (number + 1) * self._reply_s / self._most_rows
             for one in prompt.replies:
                 one.reply.wait_at(Place(number, seconds))
 
@@ -220,23 +229,13 @@ class LocalEngine:
     def _begin_next(self) -> bool:
         """Begin with the prompt that waits longest, where there is a place for its replies."""
         if not self._waiting or not self._has_room(self._waiting[0]):
-            self._last_begun = self._last_begun if self._waiting else None
             return False
-        self._measure_pace()
         self._read = self._waiting.popleft()
         for one in self._read.replies:
             one.reply.wait_at(None)
             one.begin()
         self._number()
         return True
-
-    def _measure_pace(self) -> None:
-        """Note how long those who wait do between two that are begun."""
-        now = time.monotonic()
-        if self._last_begun is not None:
-            pace = now - self._last_begun
-            self._pace_s = pace if self._pace_s is None else self._pace_s + 0.2 * (pace - self._pace_s)
-        self._last_begun = now
 
     def _has_room(self, prompt: Prompt) -> bool:
         if not self._writing:
@@ -323,6 +322,8 @@ class LocalEngine:
             self._rows.leave(number)
         if one is not last:
             self._writing[number] = last
+        took = time.monotonic() - one.begun
+        self._reply_s = took if self._reply_s is None else self._reply_s + 0.2 * (took - self._reply_s)
         self._release(one)
 
     def _remember(self, one: Written, rows: Rows | OneRow, number: int) -> None:

@@ -13,12 +13,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import httpx
 
-from assistant.engine import SERVER, Engine, Finish, Message, Reply, Request
+from assistant.engine import SERVER, Engine, Finish, Message, Pulse, Reply, Request
 from assistant.errors import EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
 from assistant.settings import ServerSettings
 from assistant.wire import (
@@ -114,6 +114,7 @@ class RemoteEngine:
 
     def __init__(self, url: str, model: str, server: ServerSettings, queue_limit: int) -> None:
         self.base_id = f"{SERVER}{model}"
+        self.pulse = Pulse()
         self._url = url
         self._model = model
         self._key = server.api_key.get_secret_value()
@@ -142,7 +143,7 @@ class RemoteEngine:
         Raises:
             EngineBusy: too many wait already, or the engine is closing.
         """
-        replies = [Reply() for _ in requests]
+        replies = [Reply(self.pulse) for _ in requests]
         with self._lock:
             if self._closed.is_set():
                 raise EngineBusy("The assistant is shutting down. Try again in a minute.")
@@ -152,6 +153,10 @@ class RemoteEngine:
             for request, reply in zip(requests, replies, strict=True):
                 asyncio.run_coroutine_threadsafe(self._serve(request, reply), self._loop)
         return replies
+
+    def counters(self) -> Mapping[str, int]:
+        """None: the server counts for itself."""
+        return {}
 
     def close(self) -> None:
         """Hang up on everything under way; replies end as cancelled."""

@@ -165,6 +165,8 @@ class DoorSettings(BaseModel):
     """Messages, votes and other actions of one account."""
     requests_at_once: int = Field(100, ge=1)
     """Requests under way, held streams among them, for one account, or for one address that is not logged in."""
+    api_teaches: bool = False
+    """Whether conversations over /v1 may teach where their person's chats do: the turns in them are the caller's."""
     generations_per_account: int = Field(2, ge=1)
     """Replies of one account under way: one is being written, the others wait for it."""
 

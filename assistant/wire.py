@@ -96,7 +96,7 @@ class Characters:
 
 def request_body(messages: Sequence[Message], sampling: Sampling, model: str) -> bytes:
     """Return the JSON that asks for one streamed reply."""
-    fields = {
+    fields: dict[str, Any] = {
         "model": model,
         "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
         "temperature": sampling.temperature,
@@ -106,6 +106,8 @@ def request_body(messages: Sequence[Message], sampling: Sampling, model: str) ->
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if sampling.stop:
+        fields["stop"] = list(sampling.stop)
     return json.dumps(fields).encode()
 
 

@@ -12,7 +12,7 @@ Role = Literal["operator", "member"]
 Teach = Literal["on", "off", "unanswered"]
 """Whether a person's chats may teach the assistant; unanswered means off."""
 PersonKind = Literal["owner", "account", "simulated", "imported"]
-ConversationKind = Literal["chat", "compare", "rank"]
+ConversationKind = Literal["chat", "compare", "rank", "api"]
 Speaker = Literal["user", "assistant"]
 MessageState = Literal["streaming", "done", "stopped", "failed", "interrupted"]
 Choice = Literal["left", "right", "tie", "both-bad"]
@@ -21,8 +21,8 @@ Outcome = Literal["promoted", "refused", "skipped", "failed"]
 AdapterState = Literal["ready", "refused", "retired"]
 PairSource = Literal["comparison", "thumbs", "rewrite", "preference"]
 
-CONVERSATION_KINDS: tuple[ConversationKind, ...] = ("chat", "compare", "rank")
-"""The page that a conversation belongs to."""
+CONVERSATION_KINDS: tuple[ConversationKind, ...] = ("chat", "compare", "rank", "api")
+"""The page that a conversation belongs to; `api` is held by another program over /v1."""
 REASONS_UP = ("correct", "clear", "complete", "right_tone", "other")
 REASONS_DOWN = ("wrong", "unclear", "too_long", "ignored_instruction", "told_the_answer", "bad_tone", "other")
 

@@ -466,6 +466,19 @@ def add_rank_conversations(db: Database) -> None:
     db.execute("CREATE INDEX conversation_person ON conversation(person_id, kind, updated_at)")
 
 
+def add_api_conversations(db: Database) -> None:
+    """Let a conversation be one that another program held over /v1."""
+    db.execute("DROP INDEX conversation_person")
+    db.execute("ALTER TABLE conversation RENAME COLUMN kind TO old_kind")
+    db.execute(
+        "ALTER TABLE conversation ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat'"
+        " CHECK (kind IN ('chat', 'compare', 'rank', 'api'))"
+    )
+    db.execute("UPDATE conversation SET kind = old_kind")
+    db.execute("ALTER TABLE conversation DROP COLUMN old_kind")
+    db.execute("CREATE INDEX conversation_person ON conversation(person_id, kind, updated_at)")
+
+
 STEPS: tuple[Callable[[Database], None], ...] = (
     create_registry,
     create_people,
@@ -481,6 +494,7 @@ STEPS: tuple[Callable[[Database], None], ...] = (
     add_choice_details,
     add_ai_feedback,
     add_rank_conversations,
+    add_api_conversations,
 )
 VERSION = len(STEPS)
 

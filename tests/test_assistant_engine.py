@@ -169,6 +169,38 @@ def test_half_an_emoji_is_never_shown(engine: LocalEngine, monkeypatch: pytest.M
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("one two. END three", ("END",), "one two. "),
+        ("one EN two E", ("END",), "one EN two E"),
+        ("a # b ## c", ("##", "###"), "a # b "),
+        ("cat dog", ("dog", "at d"), "c"),
+        ("안녕 😀 그만", ("😀",), "안녕 "),
+    ],
+)
+def test_a_reply_ends_before_a_stop_text_and_no_part_of_it_is_shown(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, text: str, stop: tuple[str, ...], shown: str
+) -> None:
+    script = iter([*tiny_tokenizer().encode(text, add_special_tokens=False), 2])
+    monkeypatch.setattr("assistant.replying.sample", lambda *_: next(script))
+    reply = engine.submit([Request(say("hello"), Sampling(max_new_tokens=100, stop=stop))])[0]
+    so_far = ""
+    for piece in reply.pieces():
+        so_far += piece
+        assert shown.startswith(so_far), "what is shown is never taken back"
+    assert so_far == shown == reply.text and reply.finish == "stop"
+
+
+def test_growth_comes_part_by_part_and_ends_with_the_whole() -> None:
+    async def read(reply: Reply) -> list[str]:
+        return [part async for part in reply.growth()]
+
+    reply = FakeEngine(lambda _: "one two three", seconds_per_word=0.05).submit([Request(say("hello"))])[0]
+    assert asyncio.run(read(reply)) == ["one", " two", " three"]
+    assert asyncio.run(read(reply)) == ["one two three"], "a late reader gets it at once"
+
+
 @pytest.mark.parametrize("kind", ["local", "fake"])
 def test_both_engines_keep_the_promise(kind: str, engine: LocalEngine) -> None:
     subject = engine if kind == "local" else FakeEngine()

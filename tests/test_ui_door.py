@@ -320,13 +320,13 @@ async def asks_with_tokens(world: World) -> None:
     door = Door(world.store, DoorSettings(), local=True)
     ada = world.store.people.get("ada")
     token = world.store.sessions.new_token(ada.id)
-    assert await door.person_of_bearer({"authorization": f"Bearer {token}"}) == ada
-    assert await door.person_of_bearer({"authorization": f"bearer {token}"}) == ada
+    assert (await door.visit_of_bearer({"authorization": f"Bearer {token}"})).person == ada
+    assert (await door.visit_of_bearer({"authorization": f"bearer {token}"})).person == ada
     session = world.store.sessions.new_session(ada.id)
     cookie = {"cookie": f"{SESSION_COOKIE}={session}"}
     assert await door.person_of(cookie) == ada
     for headers in ({}, cookie, {"authorization": f"Bearer {session}"}, {"authorization": token}):
-        assert await door.person_of_bearer(headers) is None
+        assert (await door.visit_of_bearer(headers)).person is None
     assert await door.person_of({"cookie": f"{SESSION_COOKIE}={token}"}) is None
 
 

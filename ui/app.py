@@ -8,13 +8,14 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from gradio.blocks import BlocksConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from assistant.engine import Engine
 from assistant.settings import Settings
 from feedback_store import Store
+from ui.api import add_api_routes
 from ui.bodies import Events, page_events
 from ui.chat import ChatDesk, wire_chat
 from ui.chat_layout import build_chat, preset_choices
@@ -23,6 +24,7 @@ from ui.door import Door, is_limited, logout_token, visitor
 from ui.events import ASKED_JS, FILLED_JS, SHORT, keep_threads_free
 from ui.feedback import FeedbackDesk
 from ui.guard import Guard
+from ui.health import Metrics, Readiness
 from ui.history import build_history
 from ui.hosts import Hosts, is_loopback
 from ui.login import add_login_routes
@@ -49,7 +51,8 @@ def build_app(engine: Engine, store: Store, settings: Settings, host: str = "127
     door = Door(store, limits, local=is_loopback(host) and not limits.public_url and not limits.trusted_proxies)
     replies = app.state.replies = Replies(engine, store, settings)
     nights = Nights(settings.home, settings.runs_dir)
-    add_plain_routes(app, nights)
+    add_plain_routes(app, nights, Readiness(engine), Metrics(engine, replies, store), replies)
+    add_api_routes(app, replies, store, settings, engine.base_id)
     add_login_routes(app, door, secure=limits.public_url.startswith("https:"))
     events: dict[str, Events] = {}
     # English last: its mount at / takes every path that is left.
@@ -63,8 +66,8 @@ def build_app(engine: Engine, store: Store, settings: Settings, host: str = "127
     return app
 
 
-def add_plain_routes(app: FastAPI, nights: Nights) -> None:
-    """Health, readiness and the plots of runs."""
+def add_plain_routes(app: FastAPI, nights: Nights, readiness: Readiness, metrics: Metrics, replies: Replies) -> None:
+    """Health, readiness, metrics and the plots of runs."""
 
     # Not in a thread, of which there may be none free: whoever asks would take a busy app for a dead one.
     @app.get("/healthz")
@@ -72,8 +75,15 @@ def add_plain_routes(app: FastAPI, nights: Nights) -> None:
         return {"status": "alive"}
 
     @app.get("/readyz")
-    async def readyz() -> dict[str, str]:
-        return {"status": "ready"}
+    async def readyz() -> JSONResponse:
+        why_not = await readiness.check()
+        return JSONResponse(
+            {"status": "not ready", "reason": why_not} if why_not else {"status": "ready"}, 503 if why_not else 200
+        )
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(await replies.in_thread(metrics.text), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/plots/{run_id}/{name}")
     def plot(run_id: str, name: str) -> FileResponse:

@@ -89,12 +89,18 @@ class Door:
         """Say whose browser this is, or None."""
         return (await self.visit(headers)).person
 
-    async def person_of_bearer(self, headers: Mapping[str, str]) -> Person | None:
-        """Say whose API token the Authorization header holds; the local owner needs none. Cookies do not count."""
+    async def visit_of_bearer(self, headers: Mapping[str, str]) -> Visit:
+        """Say whose API token the Authorization header holds; the local owner needs none. Cookies do not count.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token.startswith(API_TOKEN_PREFIX):
-            return await run_sync(self._store.sessions.person_of_token, token, limiter=self._readers)
-        return (await run_sync(self._visit, None, limiter=self._readers)).person
+            person = await run_sync(self._store.sessions.person_of_token, token, limiter=self._readers)
+            if person:
+                return Visit(person)
+        return await run_sync(self._visit, None, limiter=self._readers)
 
     def _visit(self, token: str | None) -> Visit:
         if token:

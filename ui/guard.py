@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from assistant.settings import DoorSettings
 from feedback_store.errors import StoreError
 from feedback_store.records import Person
+from ui.api_wire import error_body
 from ui.bodies import Events, Gone, Refusal, check_cancel, check_event, is_page_hash, read_body, replayed
 from ui.door import Door, Visit, cookies
 from ui.hosts import Hosts
@@ -120,7 +121,7 @@ class Guard:
         redirect = _to_language(scope, headers) if rule.kind == "page" else None
         if redirect:
             return await redirect(scope, receive, send)
-        visit = Visit() if rule.kind == "static" else await self._visit(headers, proxied)
+        visit = Visit() if rule.kind == "static" else await self._visit(rule, headers, proxied)
         with self._room(visit, scope):
             response = _admit(rule, visit)
             if response:
@@ -136,9 +137,9 @@ class Guard:
         public = self._hosts.public_scheme_of(Headers(raw=kept).get("host", ""))
         return {**scope, "scheme": public} if public else scope
 
-    async def _visit(self, headers: Headers, proxied: bool) -> Visit:
+    async def _visit(self, rule: Rule, headers: Headers, proxied: bool) -> Visit:
         try:
-            visit = await self._door.visit(headers)
+            visit = await (self._door.visit_of_bearer(headers) if rule.kind == "v1" else self._door.visit(headers))
         except StoreError:
             raise Refusal(503, "store") from None
         if visit.is_local_owner and proxied:  # somebody elsewhere would be the owner
@@ -163,7 +164,7 @@ class Guard:
         """Read and check what the request brings; returns it with the body to pass on."""
         headers = Headers(scope=scope)
         person = visit.person
-        if rule.kind in ("event", "cancel"):
+        if rule.kind in ("event", "cancel", "v1"):
             assert person, "admitted"
             if not visit.is_local_owner and not self._often.take(person.id):
                 raise Refusal(429, "too_often", {"Retry-After": "60"})
@@ -223,6 +224,8 @@ def _admit(rule: Rule, visit: Visit) -> Response | None:
     if visit.person is None:
         if rule.kind in ("page", "form"):
             return RedirectResponse("/login", 303)
+        if rule.kind == "v1":
+            raise Refusal(401, "bad_token", {"WWW-Authenticate": "Bearer"})
         raise Refusal(401, "log_in")
     if rule.audience == "operator" and visit.person.role != "operator":
         raise Refusal(403, "operators")
@@ -263,6 +266,9 @@ def remember_language(response: Response, language: str) -> None:
 def _answer(refusal: Refusal, scope: Scope) -> Response:
     """Say the sentence the way whoever asked reads it: the framework's front end shows `detail` and `error`."""
     headers = Headers(scope=scope)
+    if scope["path"].startswith("/v1/"):
+        sentence = DOOR_TEXTS["en"].refusals[refusal.word]
+        return JSONResponse(error_body(refusal.status, sentence, refusal.word), refusal.status, refusal.headers)
     if "/gradio_api/" not in scope["path"]:
         sentence = DOOR_TEXTS[language_of(headers)].refusals[refusal.word]
         return PlainTextResponse(sentence, refusal.status, refusal.headers)
@@ -275,7 +281,7 @@ def _fitting(rule: Rule, send: Send) -> Send:
     """Return how an answer of this rule is sent on."""
     if rule.kind == "event":
         return _plain_errors(send)
-    return _uncached(send) if rule.kind in ("page", "api") else send
+    return _uncached(send) if rule.kind in ("page", "api", "v1") else send
 
 
 def _uncached(send: Send) -> Send:

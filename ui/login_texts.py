@@ -92,6 +92,8 @@ ENGLISH_DOOR: Final = LoginTexts(
         "not_found": "There is nothing here.",
         "method": "That cannot be done this way.",
         "foreign": "The request came from another site and was refused; open the app by its own address.",
+        "bad_token": "The API key is not a valid token of this app; an operator makes one with: "
+        "python -m feedback_store users token NAME",
         "log_in": "You are not logged in; reload the page and log in.",
         "operators": "Only operators may do that.",
         "proxied": "There are no accounts yet, so this app answers nobody through a proxy; add an operator first.",
@@ -153,6 +155,8 @@ KOREAN_DOOR: Final = LoginTexts(
         "not_found": "여기에는 아무것도 없습니다.",
         "method": "그렇게는 할 수 없습니다.",
         "foreign": "다른 사이트에서 온 요청이라 거절했습니다. 앱의 주소로 여세요.",
+        "bad_token": "API 키가 이 앱의 토큰이 아닙니다. 운영자가 만들 수 있습니다: "
+        "python -m feedback_store users token NAME",
         "log_in": "로그인되어 있지 않습니다. 페이지를 새로 고치고 로그인하세요.",
         "operators": "운영자만 할 수 있습니다.",
         "proxied": "아직 계정이 없어 프록시를 거친 요청에는 답하지 않습니다. 먼저 운영자를 추가하세요.",

@@ -31,6 +31,8 @@ from ui.turns import WaitingReply, submit_in_turn
 log = logging.getLogger(__name__)
 
 SEED_LIMIT = 2**31
+API_PRESET: Final = "api"
+"""In the place of a preset where another program brings its own system prompt."""
 WRITERS: Final = 8
 """Threads for the database: of their own number, so that busy handlers keep no reply from being closed."""
 Record = Callable[[], Message]
@@ -70,6 +72,8 @@ class Replies:
         self._left: set[str] = set()
         self._line = Line(settings.door.generations_per_account)
         self._writers = ThreadPoolExecutor(WRITERS, "replies")
+        self.heard: Callable[[Reply], None] = lambda _: None
+        """Called with each reply that has ended."""
         self.one_by_one = threading.Lock()
         """Held from the look at what is on screen to what is stored after it: of two at once, the second sees it."""
 
@@ -149,6 +153,39 @@ class Replies:
             raise
         return question, self._begin(question, person_id, begun)
 
+    def answer(
+        self,
+        turns: Sequence[Turn],
+        system: str,
+        samplings: Sequence[Sampling],
+        adapter: str | None,
+        person_id: int,
+        record: Record,
+        turn: threading.Event,
+    ) -> list[Draft]:
+        """Begin replies for another program, to turns that it supplies, in its own sampling; see ask.
+
+        Args:
+            turns: the last one is the question.
+            system: the caller's own system prompt; may be empty.
+            adapter: a registered one, or None for the base.
+
+        Raises:
+            AssistantError: the engine refused; nothing was stored.
+            StoreError: the turns could not be stored; nothing goes on.
+        """
+        messages = [*([Turn(role="system", content=system)] if system else []), *turns]
+        requests = [Request(messages, sampling, adapter) for sampling in samplings]
+        replies = submit_in_turn(self._engine, requests, turn)
+        preset = Preset(API_PRESET, API_PRESET, system)
+        begun = [(self._origin(adapter, preset, s), reply) for s, reply in zip(samplings, replies, strict=True)]
+        try:
+            question = record()
+        except StoreError:
+            _cancel(begun)
+            raise
+        return self._begin(question, person_id, begun)
+
     def retry(self, question: Message, person_id: int, preset_key: str, turn: threading.Event) -> Draft:
         """Begin another reply to a stored question; see again."""
         return self.again(question, person_id, preset_key, 1, turn)[0]
@@ -175,7 +212,7 @@ class Replies:
         preset = PRESETS.get(preset_key, PRESETS["plain"])
         adapter = self._store.registry.live().adapter_id
         messages = [Turn(role="system", content=preset.system), *turns]
-        samplings = [self._draw(seed) for seed in _distinct_seeds(count)]
+        samplings = [self._draw(seed) for seed in distinct_seeds(count)]
         requests = [Request(messages, sampling, adapter) for sampling in samplings]
         replies = submit_in_turn(self._engine, requests, turn)
         origins = [self._origin(adapter, preset, sampling) for sampling in samplings]
@@ -208,7 +245,8 @@ class Replies:
         finish: Finish = reply.finish or "cancelled"
         if finish == "failed":  # the person is told that it failed, the operator why
             log.warning("a reply failed: %s", reply.error)
-        self._running.pop(draft.message.id, None)
+        if self._running.pop(draft.message.id, None):
+            self.heard(reply)
         with contextlib.suppress(NotYours):
             self._store.conversations.finish_reply(
                 draft.message.id, reply.text, _STATES[finish], finish, reply.new_tokens
@@ -230,6 +268,10 @@ class Replies:
         """Close what is still under way, for the end of the app: no stream is there any more to do it."""
         self._writers.shutdown()
         self._close_all(list(self._running.values()))
+
+    def under_way(self) -> list[Reply]:
+        """Every reply that is being written or waits for it."""
+        return [draft.reply for draft in list(self._running.values())]
 
     def stop(self, message_id: str, person_id: int) -> None:
         """Ask a person's reply of that id, or all their replies to the question of that id, to stop."""
@@ -298,7 +340,8 @@ def _cancel(begun: Sequence[tuple[Origin, Reply]]) -> None:
         reply.cancel()
 
 
-def _distinct_seeds(count: int) -> list[int]:
+def distinct_seeds(count: int) -> list[int]:
+    """Draw so many different seeds."""
     seeds: set[int] = set()
     while len(seeds) < count:
         seeds.add(secrets.randbelow(SEED_LIMIT))

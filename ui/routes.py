@@ -11,8 +11,9 @@ from typing import Final, Literal
 
 Audience = Literal["public", "person", "operator"]
 """Who may ask: anybody, whoever is logged in, operators."""
-Kind = Literal["page", "form", "static", "api", "plot", "stream", "event", "cancel"]
-"""`page`: nobody is led to the login; `event` and `cancel`: JSON that is read and checked; `form`: read as a form."""
+Kind = Literal["page", "form", "static", "api", "plot", "stream", "event", "cancel", "v1"]
+"""`page`: nobody is led to the login; `event` and `cancel`: JSON that is read and checked; `form`: read as a form;
+`v1`: for other programs, which bring an API token."""
 HASH: Final = r"[0-9A-Za-z_-]{1,64}"
 _FILE: Final = r"(?:[\w@+~-][\w@+~.-]*/)*[\w@+~-][\w@+~.-]*"
 _GRADIO: Final = r"(?:/ko)?"
@@ -35,6 +36,9 @@ def _rule(methods: str, path: str, audience: Audience, kind: Kind) -> Rule:
 
 ALLOWED: Final = (
     _rule("GET", "/healthz|/readyz", "public", "static"),
+    _rule("GET", "/metrics", "operator", "v1"),
+    _rule("GET", "/v1/models", "person", "v1"),
+    _rule("POST", "/v1/chat/completions|/v1/feedback", "person", "v1"),
     _rule("GET POST", "/login", "public", "form"),
     _rule("POST", "/logout", "public", "form"),
     _rule("GET POST", "/password|/consent", "person", "form"),
