@@ -1,4 +1,4 @@
-"""Commands of the assistant room: ask, chat, batch.
+"""Commands of the assistant room: ask, chat, batch, bench, settings.
 
 Exit status: 0 done, 1 failed with one sentence, 2 wrong usage. With --json, one JSON object on standard output.
 """
@@ -116,6 +116,21 @@ def batch(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def bench(args: argparse.Namespace, settings: Settings) -> int:
+    """Measure how fast this machine answers, for the base and with an adapter."""
+    from assistant.bench import measure, table
+
+    def tell(what: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[Kmeasuring {what}")
+
+    found = measure(settings, args.runs, tell)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+    sys.stdout.write((json.dumps(found) if args.json else table(found)) + "\n")
+    return 0
+
+
 def show_settings(args: argparse.Namespace, settings: Settings) -> int:
     """List every setting with the value that holds here."""
     described = list(describe(settings))
@@ -147,9 +162,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--max-new-tokens", type=_positive, default=None, help="longest reply, in tokens")
         command.add_argument("--greedy", action="store_true", help="the most likely token each time")
         command.add_argument("--seed", type=int, default=0)
+    measured = commands.add_parser("bench", help="how fast this machine answers")
+    measured.add_argument("--runs", type=_positive, default=3, help="of each figure; the median counts")
+    measured.set_defaults(run=bench)
     listed = commands.add_parser("settings", help="every setting, its value here and what it means")
     listed.set_defaults(run=show_settings)
-    for command in (one, conversation, many, listed):
+    for command in (one, conversation, many, measured, listed):
         command.add_argument("--home", default=None, help="the home folder")
         command.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser

@@ -69,7 +69,8 @@ class LocalEngine:
         self._context = min(settings.context_tokens, served.model.config.get_text_config().max_position_embeddings)
         self._joined = can_be_joined(served.model.config)
         self._most_rows = settings.serving.at_once if self._joined else 1
-        self._stop_ids = {end_of_turn(served.tokenizer), served.tokenizer.eos_token_id}
+        self.stop_ids = {end_of_turn(served.tokenizer), served.tokenizer.eos_token_id}
+        """Tokens that end a reply; a bench takes them out."""
         self._arrived: queue.SimpleQueue[list[Prompt]] = queue.SimpleQueue()
         self._encoding = threading.Lock()
         self._in_use: Counter[str | None] = Counter()
@@ -310,7 +311,7 @@ class LocalEngine:
 
     def _draw(self, one: Written, logits: Tensor) -> None:
         try:
-            one.draw(logits, self._stop_ids)
+            one.draw(logits, self.stop_ids)
         except Exception as error:  # of this reply alone
             _fail(one, error)
 

@@ -32,7 +32,7 @@ def engine_with(endless: bool = False, **serving: Any) -> LocalEngine:
     """An engine over a tiny model; `endless` replies end at their limit alone."""
     engine = LocalEngine(served(), settings_with(**serving))
     if endless:
-        engine._stop_ids = set()
+        engine.stop_ids = set()
     return engine
 
 
@@ -205,7 +205,7 @@ def test_those_who_wait_know_how_many_are_before_them() -> None:
 def test_a_full_queue_tells_how_many_wait() -> None:
     settings = settings_with(at_once=1).model_copy(update={"queue_limit": 2})
     engine = LocalEngine(served(), settings)
-    engine._stop_ids = set()
+    engine.stop_ids = set()
     try:
         with pytest.raises(EngineBusy, match="2 others are waiting"):
             for i in range(20):
@@ -309,7 +309,7 @@ def test_unused_adapters_are_forgotten_and_those_in_use_are_not(tmp_path: Path) 
     ids = [random_adapter(settings.adapters_dir, seed).id for seed in range(7)]
     model = served()
     engine = LocalEngine(model, settings)
-    engine._stop_ids = set()
+    engine.stop_ids = set()
     try:
         first = engine.submit([Request(say("hello"), ENDLESS, ids[0])])[0]
         while not first.new_tokens:
