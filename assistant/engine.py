@@ -120,7 +120,10 @@ class Reply:
         self._place = place
 
     def grow(self, text: str, tokens: int = 1) -> None:
-        """Engine side: append text (may be empty while a character is incomplete)."""
+        """Engine side: append text (may be empty while a character is incomplete).
+
+        NUL is left out: a model can write it, and no store and no page takes it.
+        """
         with self._changed:
             now = time.monotonic()
             if self.first_token_s is None:
@@ -129,7 +132,7 @@ class Reply:
                 if self._last_token is not None:
                     self.gaps_s.append(now - self._last_token)
                 self._last_token = self._pulse.at = now
-            self.text += text
+            self.text += text.replace("\0", "")
             self.new_tokens += tokens
             self._tell()
 

@@ -156,14 +156,14 @@ class LocalEngine:
             for name in spare[: max(0, len(bank.loaded) - KEPT_ADAPTERS)]:
                 bank.unload(name)
 
+    @torch.inference_mode()
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
                 self._hear()
                 self._let_go()
-                with torch.inference_mode():
-                    self._read_prompts()
-                    self._write()
+                self._read_prompts()
+                self._write()
             except Exception as error:  # a fault of the engine's own: it begins afresh rather than fall silent
                 for one in self._under_way():
                     _fail(one, error)

@@ -227,6 +227,23 @@ def test_a_reply_that_takes_too_long_ends_and_the_others_go_on() -> None:
         engine.close()
 
 
+def test_whoever_stops_leaves_the_others_as_they_were() -> None:
+    engine = engine_with(endless=True)
+    long = Sampling(1.2, 1.0, 120, 7)
+    try:
+        requests = [Request(say(f"hello {i} " + "again " * i), long) for i in range(4)]
+        expected = alone(engine, requests)
+        replies = engine.submit(requests)
+        while replies[3].new_tokens < 5:
+            time.sleep(0.001)
+        replies[0].cancel()
+        replies[2].cancel()
+        assert [replies[1].wait(30), replies[3].wait(30)] == [expected[1], expected[3]]
+        assert [reply.finish for reply in replies] == ["cancelled", "length", "cancelled", "length"]
+    finally:
+        engine.close()
+
+
 def test_memory_that_runs_out_in_a_step_costs_the_newest_reply_alone(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

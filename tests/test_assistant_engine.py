@@ -192,6 +192,13 @@ def test_a_reply_ends_before_a_stop_text_and_no_part_of_it_is_shown(
     assert so_far == shown == reply.text and reply.finish == "stop"
 
 
+def test_a_character_that_nothing_can_hold_is_left_out() -> None:
+    reply = Reply()
+    reply.grow("a\0b")
+    reply.end("stop")
+    assert reply.wait() == "ab" and reply.new_tokens == 1
+
+
 def test_growth_comes_part_by_part_and_ends_with_the_whole() -> None:
     async def read(reply: Reply) -> list[str]:
         return [part async for part in reply.growth()]
