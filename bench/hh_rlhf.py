@@ -1,8 +1,9 @@
-"""Reward model and DPO on real pairs: python -m bench.hh_rlhf --data DIR/helpful-base-test.jsonl.gz [--json]
+"""Reward model and DPO on real pairs: python -m bench.hh_rlhf --data DIR/helpful-base-test.jsonl.gz --out FOLDER
 
 Converts the dialogues, divides them by a hash of their first prompt into a part to train on, one that is held out and
 one to develop on (choose settings with --development, never on the held-out part), and runs the project's own commands
-with their defaults. Prints a Markdown table, or one JSON object.
+with their defaults. Prints a Markdown table, or one JSON object. What is found is kept in the folder, and started again
+with the same pairs it goes on from there: on a slow processor it takes hours.
 
 Data: Bai et al. 2022, arXiv:2204.05862, helpful-base.
 """
@@ -14,7 +15,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,16 +63,18 @@ def part_of(pair: dict[str, Any]) -> Part:
     return "train" if draw < TRAIN else "development" if draw < TRAIN + DEVELOPMENT else "heldout"
 
 
-def measure(train: list[dict[str, Any]], examined: list[dict[str, Any]], home: str | None) -> dict[str, Any]:
+def measure(
+    train: list[dict[str, Any]], examined: list[dict[str, Any]], folder: Path, home: str | None
+) -> dict[str, Any]:
     """Train a reward model and DPO on some pairs, and examine them and the base on others."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        learned, asked = _write(folder / "train.jsonl", train), _write(folder / "examined.jsonl", examined)
-        found: dict[str, Any] = {"base": _run("evaluate", "base", "--data", asked, home=home)}
-        for method in ("reward", "dpo"):
-            out = str(folder / method)
-            trained = _run("train", "--method", method, "--data", learned, "--out", out, home=home)
-            found[method] = {**_run("evaluate", out, "--data", asked, home=home), "trained": trained}
+    folder.mkdir(parents=True, exist_ok=True)
+    learned, asked = _write(folder / "train.jsonl", train), _write(folder / "examined.jsonl", examined)
+    found: dict[str, Any] = {"base": _once(folder / "base.json", "evaluate", "base", "--data", asked, home=home)}
+    for method in ("reward", "dpo"):
+        trained_by = ("train", "--method", method, "--data", learned, "--out", str(folder / method))
+        trained = _once(folder / f"{method}-trained.json", *trained_by, home=home)
+        examined_by = ("evaluate", str(folder / method), "--data", asked)
+        found[method] = {**_once(folder / f"{method}.json", *examined_by, home=home), "trained": trained}
     return found
 
 
@@ -91,6 +93,15 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _once(kept: Path, *arguments: str, home: str | None) -> dict[str, Any]:
+    """Run a command, or take what it printed before."""
+    if not kept.exists():
+        printed = _run(*arguments, home=home)
+        kept.write_text(json.dumps(printed), encoding="utf-8")
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
 def _run(*arguments: str, home: str | None) -> dict[str, Any]:
     """Run one of the project's commands in a process of its own, so that each has its own peak of memory."""
     where = ["--home", home] if home else []
@@ -103,7 +114,11 @@ def _run(*arguments: str, home: str | None) -> dict[str, Any]:
 
 
 def _write(path: Path, pairs: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+    """Write the pairs that a folder's results are of; another folder is needed for others."""
+    lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    if path.exists() and path.read_text(encoding="utf-8") != lines:
+        raise SystemExit(f"{path.parent} holds results of other pairs; choose another --out.")
+    path.write_text(lines, encoding="utf-8")
     return str(path)
 
 
@@ -119,6 +134,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=600, help="pairs to train on")
     parser.add_argument("--heldout", type=int, default=500, help="pairs to examine on")
     parser.add_argument("--development", action="store_true", help="examine on the development part instead")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="keeps what is found")
     parser.add_argument("--home", default=None)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -127,7 +143,7 @@ def main() -> None:
     part: Part = "development" if args.development else "heldout"
     train = [pair for pair in pairs if part_of(pair) == "train"][: args.pairs]
     examined = [pair for pair in pairs if part_of(pair) == part][: args.heldout]
-    found = {**measure(train, examined, args.home), "part": part, "left_out": counts}
+    found = {**measure(train, examined, args.out, args.home), "part": part, "left_out": counts}
     sys.stdout.write((json.dumps(found) if args.json else table(found)) + "\n")
 
 

@@ -4,6 +4,9 @@ import gzip
 import json
 from pathlib import Path
 
+import pytest
+
+from bench import hh_rlhf
 from bench.hh_rlhf import part_of, read_pairs
 from finetune.files import read_examples
 from tests.shared_data import DATA, needs_data
@@ -43,3 +46,24 @@ def test_the_real_pairs_are_read_and_no_first_prompt_is_in_two_parts(tmp_path: P
     assert sizes[0] > 1200 and sizes[1] > 200 and sizes[2] > 700
     (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
     assert len(read_examples(tmp_path / "lines.jsonl")[0]) == 2333
+
+
+def test_a_bench_that_was_stopped_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(*arguments: str, home: str | None) -> dict[str, object]:
+        if len(ran) == 3:
+            ran.append("stopped")
+            raise SystemExit(1)
+        ran.append(" ".join(arguments[:3:2] if arguments[0] == "train" else arguments[:1]))
+        return {"accuracy": len(ran)}
+
+    monkeypatch.setattr(hh_rlhf, "_run", run)
+    pairs = [{"prompt": [], "chosen": [], "rejected": []}]
+    with pytest.raises(SystemExit):
+        hh_rlhf.measure(pairs, pairs, tmp_path / "out", None)
+    found = hh_rlhf.measure(pairs, pairs, tmp_path / "out", None)
+    assert ran == ["evaluate", "train reward", "evaluate", "stopped", "train dpo", "evaluate"]
+    assert found["base"] == {"accuracy": 1} and found["dpo"] == {"accuracy": 6, "trained": {"accuracy": 5}}
+    with pytest.raises(SystemExit, match="other pairs"):
+        hh_rlhf.measure([], pairs, tmp_path / "out", None)
