@@ -78,6 +78,7 @@ class LocalEngine:
         self._closed = threading.Event()
         # from here on: of the model's thread alone
         self.prefixes = Prefixes(settings.serving.prefix_cache_mb * 2**20)
+        self._most_bytes = memory_bytes() // MEMORY_SHARE
         self._waiting: deque[Prompt] = deque()
         self._read: Prompt | None = None
         self._writing: list[Written] = []
@@ -243,7 +244,7 @@ class LocalEngine:
             return True
         rows = len(self._writing) + len(prompt.replies)
         tokens = max(len(prompt.ids), *self._rows.lengths)
-        return rows <= self._most_rows and rows * tokens * self._rows.bytes_a_token <= memory_bytes() / MEMORY_SHARE
+        return rows <= self._most_rows and rows * tokens * self._rows.bytes_a_token <= self._most_bytes
 
     def _read_piece(self, prompt: Prompt) -> None:
         """Read a piece of a prompt; at its end its replies get their first token and join the batch."""
