@@ -28,7 +28,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one reply is drawn. Temperature 0 is greedy; the same seed gives the same reply."""
+    """How one reply is drawn. Temperature 0 is greedy; the same seed draws the same from the same probabilities.
+
+    Those change by rounding with what is computed beside a reply and with what is known of its prompt.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95

@@ -169,7 +169,7 @@ def test_what_was_read_longest_ago_is_forgotten_first() -> None:
 def test_a_long_prompt_does_not_hold_up_a_reply_being_written(
     shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("assistant.local.STALL_S", 0.0)
+    monkeypatch.setattr("assistant.local.READ_BESIDE", 16)
     engine = engine_with(endless=True, prefix_cache_mb=0)
     try:
         written = engine.submit([Request(say("hello"), ENDLESS)])[0]
@@ -184,6 +184,21 @@ def test_a_long_prompt_does_not_hold_up_a_reply_being_written(
         assert all(b - a == 2 for a, b in zip(between, between[1:], strict=False))  # a step between any two pieces
     finally:
         engine.close()
+
+
+def test_what_is_submitted_together_is_computed_alike_each_time(shapes: list[tuple[int, int]]) -> None:
+    """A night's examination and a rehearsal rest on it: no clock decides who is in which batch."""
+    requests = [Request(say(f"question {i} " * (1 + i % 7)), WARM) for i in range(50)]
+    runs = []
+    for pause in (0.0, 0.003):
+        shapes.clear()
+        engine = engine_with()
+        engine._served.model.register_forward_pre_hook(lambda *_, pause=pause: time.sleep(pause))
+        try:
+            runs.append(([reply.wait(60) for reply in engine.submit(requests)], list(shapes)))
+        finally:
+            engine.close()
+    assert runs[0] == runs[1]
 
 
 def test_those_who_wait_know_how_many_are_before_them() -> None:

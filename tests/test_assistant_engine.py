@@ -67,7 +67,7 @@ def test_a_long_prompt_in_chunks_gives_the_reply_of_one_piece(
 ) -> None:
     request = Request(say("the number of apples " * 20), GREEDY)
     whole = engine.submit([request])[0].wait(30)
-    monkeypatch.setattr("assistant.local.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("assistant.local.READ_AT_ONCE", 7)
     assert engine.submit([request])[0].wait(30) == whole
 
 
