@@ -127,8 +127,9 @@ def load_served(base: Base, settings: Settings) -> ServedModel:
             form = "none"
     model.requires_grad_(False).eval()
     numeric_form = dtype_name(model.dtype) if form == "none" else form
-    products = dtype_name(dtype if form == "int4" else model.dtype)
-    return ServedModel(model, tokenizer, base.id, numeric_form, products, AdapterBank(model, base.id))
+    products = dtype if form == "int4" else model.dtype
+    bank = AdapterBank(model, base.id, products)
+    return ServedModel(model, tokenizer, base.id, numeric_form, dtype_name(products), bank)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -186,3 +186,19 @@ def test_files_reach_the_disk_before_their_name_does(tmp_path: Path, monkeypatch
 def test_the_manifest_says_what_it_belongs_to(tmp_path: Path) -> None:
     manifest = json.loads((random_adapter(tmp_path).folder / MANIFEST).read_text())
     assert manifest["base_id"] == "base-1" and manifest["template_hash"] == "t"
+
+
+def test_an_adapter_may_be_multiplied_in_another_form_than_the_model(tmp_path: Path) -> None:
+    """Processors without bf16 units serve in bf16 and multiply in float32; the result is the same but for rounding."""
+    info = random_adapter(tmp_path)
+    ids = torch.randint(0, 300, (2, 9))
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        model = tiny_model().to(torch.bfloat16)
+        bank = AdapterBank(model, "base-1", dtype)
+        with torch.no_grad(), bank.use(bank.load(info.folder)):
+            assert all(a.dtype == b.dtype == dtype for a, b in bank.loaded[info.id].values())
+            found[dtype] = model(ids).logits
+    one, other = found.values()
+    assert one.dtype == other.dtype == torch.bfloat16
+    assert (one - other).norm() < 0.05 * other.norm()
