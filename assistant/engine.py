@@ -255,7 +255,7 @@ class Engine(Protocol):
         ...
 
     def counters(self) -> Mapping[str, int]:
-        """What it counts of itself since its start, by the names of docs/serving.md; may be nothing."""
+        """What it counts of itself since its start, by the names that /metrics shows; may be nothing."""
         ...
 
     def close(self) -> None:

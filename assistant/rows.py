@@ -53,11 +53,7 @@ class RowLayer(CacheLayerMixin):
 
     def grow(self, rows: int, tokens: int) -> None:
         """Move to a larger room."""
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(rows, old.shape[1], tokens, old.shape[3])
-            new[: old.shape[0], :, : old.shape[2]] = old
-            setattr(self, name, new)
+        self.keys, self.values = (_larger(tensor, rows, tokens) for tensor in (self.keys, self.values))
 
     def get_seq_length(self) -> int:
         """The longest row's."""
@@ -232,6 +228,12 @@ def _window(config: PretrainedConfig) -> int | None:
         return None
     window: int | None = getattr(config, "sliding_window", None)
     return window
+
+
+def _larger(old: Tensor, rows: int, tokens: int) -> Tensor:
+    new = old.new_zeros(rows, old.shape[1], tokens, old.shape[3])
+    new[: old.shape[0], :, : old.shape[2]] = old
+    return new
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

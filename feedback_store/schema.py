@@ -451,29 +451,23 @@ def add_ai_feedback(db: Database) -> None:
 
 
 def add_rank_conversations(db: Database) -> None:
-    """Let a conversation be of the rank page too.
+    """Let a conversation be of the rank page too."""
+    _allow_conversation_kinds(db, "'chat', 'compare', 'rank'")
+
+
+def add_api_conversations(db: Database) -> None:
+    """Let a conversation be one that another program held over /v1."""
+    _allow_conversation_kinds(db, "'chat', 'compare', 'rank', 'api'")
+
+
+def _allow_conversation_kinds(db: Database, kinds: str) -> None:
+    """Let a conversation be of these kinds, written as SQL strings.
 
     A column takes its check with it when it is dropped, so the table itself stays, and with it all that names its rows.
     """
     db.execute("DROP INDEX conversation_person")
     db.execute("ALTER TABLE conversation RENAME COLUMN kind TO old_kind")
-    db.execute(
-        "ALTER TABLE conversation ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat'"
-        " CHECK (kind IN ('chat', 'compare', 'rank'))"
-    )
-    db.execute("UPDATE conversation SET kind = old_kind")
-    db.execute("ALTER TABLE conversation DROP COLUMN old_kind")
-    db.execute("CREATE INDEX conversation_person ON conversation(person_id, kind, updated_at)")
-
-
-def add_api_conversations(db: Database) -> None:
-    """Let a conversation be one that another program held over /v1."""
-    db.execute("DROP INDEX conversation_person")
-    db.execute("ALTER TABLE conversation RENAME COLUMN kind TO old_kind")
-    db.execute(
-        "ALTER TABLE conversation ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat'"
-        " CHECK (kind IN ('chat', 'compare', 'rank', 'api'))"
-    )
+    db.execute(f"ALTER TABLE conversation ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat' CHECK (kind IN ({kinds}))")
     db.execute("UPDATE conversation SET kind = old_kind")
     db.execute("ALTER TABLE conversation DROP COLUMN old_kind")
     db.execute("CREATE INDEX conversation_person ON conversation(person_id, kind, updated_at)")

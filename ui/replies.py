@@ -146,11 +146,7 @@ class Replies:
         if turns and turns[-1]["role"] == "user":
             turns.pop()  # it got no answer, and roles must alternate
         begun = self._submit([*turns, Turn(role="user", content=text)], preset_key, turn, count)
-        try:
-            question = record()
-        except StoreError:
-            _cancel(begun)
-            raise
+        question = _recorded(begun, record)
         return question, self._begin(question, person_id, begun)
 
     def answer(
@@ -175,16 +171,8 @@ class Replies:
             StoreError: the turns could not be stored; nothing goes on.
         """
         messages = [*([Turn(role="system", content=system)] if system else []), *turns]
-        requests = [Request(messages, sampling, adapter) for sampling in samplings]
-        replies = submit_in_turn(self._engine, requests, turn)
-        preset = Preset(API_PRESET, API_PRESET, system)
-        begun = [(self._origin(adapter, preset, s), reply) for s, reply in zip(samplings, replies, strict=True)]
-        try:
-            question = record()
-        except StoreError:
-            _cancel(begun)
-            raise
-        return self._begin(question, person_id, begun)
+        begun = self._start(messages, samplings, adapter, Preset(API_PRESET, API_PRESET, system), turn)
+        return self._begin(_recorded(begun, record), person_id, begun)
 
     def retry(self, question: Message, person_id: int, preset_key: str, turn: threading.Event) -> Draft:
         """Begin another reply to a stored question; see again."""
@@ -212,7 +200,16 @@ class Replies:
         preset = PRESETS.get(preset_key, PRESETS["plain"])
         adapter = self._store.registry.live().adapter_id
         messages = [Turn(role="system", content=preset.system), *turns]
-        samplings = [self._draw(seed) for seed in distinct_seeds(count)]
+        return self._start(messages, [self._draw(seed) for seed in distinct_seeds(count)], adapter, preset, turn)
+
+    def _start(
+        self,
+        messages: Sequence[Turn],
+        samplings: Sequence[Sampling],
+        adapter: str | None,
+        preset: Preset,
+        turn: threading.Event | None,
+    ) -> list[tuple[Origin, Reply]]:
         requests = [Request(messages, sampling, adapter) for sampling in samplings]
         replies = submit_in_turn(self._engine, requests, turn)
         origins = [self._origin(adapter, preset, sampling) for sampling in samplings]
@@ -333,6 +330,15 @@ class Replies:
 
 def _turns(path: Sequence[Message]) -> list[Turn]:
     return [Turn(role=message.role, content=message.text) for message in read_by_model(path)]
+
+
+def _recorded(begun: Sequence[tuple[Origin, Reply]], record: Record) -> Message:
+    """Store a question; where that fails, nothing that was begun for it goes on."""
+    try:
+        return record()
+    except StoreError:
+        _cancel(begun)
+        raise
 
 
 def _cancel(begun: Sequence[tuple[Origin, Reply]]) -> None:
