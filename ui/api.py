@@ -8,7 +8,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -91,8 +91,10 @@ class Api:
             drafts = await self._replies.in_thread(begin)
             about = _about(drafts)
             if asked.streams:
-                parts = _streamed(drafts, about, usage_at_end=asked.usage_at_end)
-                return EndedStream(parts, functools.partial(self._end, held.pop_all(), drafts))
+                ending = AsyncExitStack()
+                ending.enter_context(held.pop_all())
+                ending.push_async_callback(self._replies.end, *drafts)
+                return EndedStream(_streamed(drafts, about, ending, usage_at_end=asked.usage_at_end), ending)
             try:
                 return await _whole(request, drafts, about)
             finally:
@@ -156,24 +158,20 @@ class Api:
         fitting = [a for a in registry.adapters() if a.base_id == self._base_id or self._base_id.startswith(SERVER)]
         return ["live", "base", *(a.id for a in fitting if a.state == "ready" and not registry.tainted(a.id))]
 
-    async def _end(self, held: ExitStack, drafts: list[Draft]) -> None:
-        with held:
-            await self._replies.end(*drafts)
-
 
 class EndedStream(StreamingResponse):
     """A stream whose end is heard however it comes: also where its reader is gone before it begins."""
 
-    def __init__(self, parts: AsyncIterator[bytes], end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, parts: AsyncIterator[bytes], ending: AsyncExitStack) -> None:
         super().__init__(parts, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._end = end
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, and end what it shows."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._end()
+            await self._ending.aclose()
 
 
 async def _whole(request: Request, drafts: list[Draft], about: Mapping[str, Any]) -> Response:
@@ -189,8 +187,13 @@ async def _whole(request: Request, drafts: list[Draft], about: Mapping[str, Any]
     return JSONResponse(completion(about, choices, _usage(drafts)))
 
 
-async def _streamed(drafts: list[Draft], about: Mapping[str, Any], *, usage_at_end: bool) -> AsyncIterator[bytes]:
-    """The parts of all replies, token by token as they come, and their ends."""
+async def _streamed(
+    drafts: list[Draft], about: Mapping[str, Any], ending: AsyncExitStack, *, usage_at_end: bool
+) -> AsyncIterator[bytes]:
+    """The parts of all replies, token by token as they come, and their ends.
+
+    The replies are stored and their place is free before the last word: whoever reads it may rate or ask at once.
+    """
     parts: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def follow(index: int, reply: Reply) -> None:
@@ -216,6 +219,7 @@ async def _streamed(drafts: list[Draft], about: Mapping[str, Any], *, usage_at_e
     finally:
         for follower in followers:
             follower.cancel()
+    await ending.aclose()
     if usage_at_end:
         yield event({**about, "object": "chat.completion.chunk", "choices": [], "usage": _usage(drafts)})
     yield event("[DONE]")
