@@ -19,6 +19,7 @@ import torch
 from assistant.adapters import write_adapter
 from assistant.engine import Message, Reply, Request, Sampling
 from assistant.errors import ModelUnavailable, SettingsError
+from assistant.kernels import choose, remembered, shapes_of
 from assistant.loading import ServedModel, load_served, resolve_base
 from assistant.local import LocalEngine
 from assistant.settings import Settings
@@ -47,8 +48,13 @@ def measure(settings: Settings, runs: int, progress: Progress) -> dict[str, floa
     """
     if settings.engine != "local":
         raise SettingsError("The bench measures the local engine; set NIGHTSCHOOL_ENGINE to local.")
-    progress("start of the app")
     base = resolve_base(settings)
+    if settings.serving.own_products:
+        progress("the products of 4-bit weights")
+        shapes = shapes_of(load_served(base, settings).model)
+        if shapes and not remembered(settings.cache_dir, shapes):
+            choose(settings.cache_dir, shapes)
+    progress("start of the app")
     ready = _start_app(settings)
     served = load_served(base, settings)
     bare = settings.model_copy(update={"serving": settings.serving.model_copy(update={"prefix_cache_mb": 0})})

@@ -1,11 +1,14 @@
 """From settings to an engine. Imports torch only when the local engine is asked for."""
 
+import logging
 import os
 from pathlib import Path
 
 from assistant.engine import Engine
 from assistant.errors import SettingsError
 from assistant.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SPINS = "1000"
 """How long torch's threads wait for each other by spinning. With the default, a second busy program (a browser,
@@ -50,3 +53,26 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
     url, server = server_url(settings.engine), settings.server
     model = server.model or find_model(url, server.api_key.get_secret_value())
     return RemoteEngine(url, model, server, settings.queue_limit)
+
+
+def look_for_faster_products(engine: Engine, settings: Settings) -> None:
+    """Let an engine that serves already take the project's own products where they are found to be faster here.
+
+    Compiles and measures for half a minute, once for a machine, beside what the engine does; does nothing where it was
+    measured before.
+    """
+    if settings.engine != "local" or not settings.serving.own_products:
+        return
+    from assistant.kernels import choose, load_kernels, remembered
+    from assistant.local import LocalEngine
+
+    assert isinstance(engine, LocalEngine), "the settings name it"
+    shapes = engine.shapes
+    if not shapes or remembered(settings.cache_dir, shapes):
+        return
+    choice = choose(settings.cache_dir, shapes)
+    if choice.few_rows:
+        load_kernels(settings.cache_dir)
+        engine.take_own_products(choice.few_rows)
+    else:
+        log.warning("replies are not made faster: %s", choice.reason)

@@ -25,6 +25,10 @@ class ModelUnavailable(AssistantError):
     """The weights cannot be had from where the settings point."""
 
 
+class KernelsUnavailable(AssistantError):
+    """This machine cannot compile the project's own products, or not run them; torch's are taken."""
+
+
 class PromptTooLong(AssistantError):
     """The newest message alone is larger than the model's context."""
 

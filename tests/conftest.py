@@ -95,6 +95,8 @@ def home(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder = tmp_path / "home"
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(folder))
     monkeypatch.setenv("NIGHTSCHOOL_CACHE", str(model_cache))
+    # compiled and measured in the tests of them alone
+    monkeypatch.setenv("NIGHTSCHOOL_SERVING__OWN_PRODUCTS", "false")
     return folder
 
 

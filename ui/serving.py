@@ -1,12 +1,15 @@
 """Loads the model and answers on a socket that is already held. Knows the web server; the command line does not."""
 
+import functools
 import json
 import socket
 import sys
+import threading
+from collections.abc import Callable
 
 import uvicorn
 
-from assistant.build import build_engine
+from assistant.build import build_engine, look_for_faster_products
 from assistant.settings import Settings
 from feedback_store import open_store
 from ui.app import build_app
@@ -21,6 +24,7 @@ class Server(uvicorn.Server):
 
     as_json = False
     public_url = ""
+    when_ready: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as usual, then print the address."""
@@ -33,6 +37,8 @@ class Server(uvicorn.Server):
             others = f" and for other machines at {elsewhere} or any other address of this one" if elsewhere else ""
             sys.stdout.write(f"{ready if self.as_json else f'Nightschool is ready at {here}{others}'}\n")
             sys.stdout.flush()
+        if self.when_ready:
+            threading.Thread(target=self.when_ready, daemon=True).start()
 
 
 def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bool = False) -> None:
@@ -69,6 +75,7 @@ def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bo
             server = Server(config)
             server.as_json = as_json
             server.public_url = settings.door.public_url.rstrip("/")
+            server.when_ready = functools.partial(look_for_faster_products, engine, settings)
             try:
                 server.run(sockets=[listener])
             finally:
