@@ -66,7 +66,7 @@ def resolve_base(settings: Settings) -> Base:
     _quiet()
     source = settings.model
     if source == "embedded":
-        return _converted(_embedded_file(), settings.cache_dir, "SmolLM2-135M-Instruct")
+        return _converted(embedded_file(), settings.cache_dir, "SmolLM2-135M-Instruct")
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -205,7 +205,7 @@ def _load_bitsandbytes(base: Base, form: Quantization) -> PreTrainedModel:
     return model
 
 
-def _embedded_file() -> Path:
+def embedded_file() -> Path:
     """Find the GGUF file that travels in a package, without importing the package."""
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     files = (
