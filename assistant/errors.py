@@ -53,5 +53,9 @@ class AdapterDamaged(AdapterError):
     """A file is absent, altered, or holds what an adapter must not hold."""
 
 
+class AdapterNotServed(AdapterError):
+    """The server that answers did not load it, or does not answer under it."""
+
+
 class AdapterForOtherBase(AdapterError):
     """The adapter was trained on another model."""

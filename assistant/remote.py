@@ -5,7 +5,7 @@ server's tokenizer is not here, so nothing is cut beforehand: when the server sa
 its earliest turns are left out and it is asked again, and the reply tells how many. Which weights the server holds
 cannot be seen from here; it is known by the name of its model alone.
 
-Does not cover loading adapters into the server, or control tokens in people's text, which are the server's to handle.
+Does not cover control tokens in people's text, which are the server's to handle.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from contextlib import suppress
 import httpx
 
 from assistant.engine import SERVER, Engine, Finish, Message, Pulse, Reply, Request
-from assistant.errors import EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
+from assistant.errors import AdapterError, EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
 from assistant.settings import ServerSettings
 from assistant.wire import (
     DONE,
@@ -79,7 +79,7 @@ def find_model(url: str, api_key: str = "") -> str:
         ModelUnavailable: it cannot be reached, is no such server, or offers none or several.
     """
     try:
-        with httpx.Client(headers=_headers(api_key), timeout=CONNECT_S, trust_env=False) as client:
+        with httpx.Client(headers=bearer(api_key), timeout=CONNECT_S, trust_env=False) as client:
             response = client.get(f"{url}/models")
         response.raise_for_status()
         # vLLM lists adapters beside the models, each with its parent
@@ -108,24 +108,33 @@ class RemoteEngine:
         model: what the server calls the base; an adapter is asked for by its own id.
         server: key, limits and deadlines.
         queue_limit: requests that may wait for a place.
+        load: loads an adapter by its id, on a server that lost it in a restart; None where the server loads none.
     """
 
     numeric_form = "server"
 
-    def __init__(self, url: str, model: str, server: ServerSettings, queue_limit: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        server: ServerSettings,
+        queue_limit: int,
+        load: Callable[[str], None] | None = None,
+    ) -> None:
         self.base_id = f"{SERVER}{model}"
         self.pulse = Pulse()
         self._url = url
         self._model = model
         self._key = server.api_key.get_secret_value()
         self._limits = server
+        self._load = load
         self._most = server.at_once + queue_limit
         self._places = asyncio.Semaphore(server.at_once)
         self._running: set[Reply] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._client = httpx.AsyncClient(
-            headers=_headers(self._key),
+            headers=bearer(self._key),
             timeout=httpx.Timeout(server.silence_s, connect=min(CONNECT_S, server.silence_s), pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=server.at_once),
             trust_env=False,  # no proxy or password from the environment: chats go where the setting says
@@ -216,15 +225,20 @@ class RemoteEngine:
             GenerationFailed: the last message alone does not fit, or the server failed.
         """
         messages = list(request.messages)
-        while not await self._ask(request, messages, reply):
+        may_load = self._load is not None and request.adapter is not None
+        while not await self._ask(request, messages, reply, may_load=may_load):
             fewer = leave_out_turns(messages)
             if not fewer:
                 raise GenerationFailed(TOO_LONG)
             reply.dropped_turns += len(messages) - len(fewer)
             messages = fewer
 
-    async def _ask(self, request: Request, messages: Sequence[Message], reply: Reply) -> bool:
+    async def _ask(
+        self, request: Request, messages: Sequence[Message], reply: Reply, *, may_load: bool = False
+    ) -> bool:
         """Ask once; False when the server says that the conversation does not fit its context.
+
+        A server that does not know the adapter is told to load it, and is asked again.
 
         Raises:
             GenerationFailed: the server refused otherwise, or what it sent is not the protocol's.
@@ -238,6 +252,13 @@ class RemoteEngine:
             said = await _error_body(response)
         if is_overflow(said):
             return False
+        if response.status_code == 404 and may_load:
+            assert self._load and request.adapter
+            try:
+                await asyncio.to_thread(self._load, request.adapter)
+            except AdapterError as error:
+                raise GenerationFailed(str(error)) from error
+            return await self._ask(request, messages, reply)
         if response.status_code == 200 and not said:
             raise not_the_protocol("no stream")
         raise GenerationFailed(_refusal(response.status_code, said, self._key, model))
@@ -341,7 +362,8 @@ def _what(error: httpx.HTTPError) -> str:
     return " ".join(reason.split())[:120] or type(error).__name__
 
 
-def _headers(api_key: str) -> dict[str, str]:
+def bearer(api_key: str) -> dict[str, str]:
+    """The header that carries a key, where there is one."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 

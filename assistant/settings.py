@@ -185,6 +185,10 @@ class ServerSettings(BaseModel):
     """Longest time for one reply, waiting included."""
     at_once: int = Field(64, ge=1)
     """Requests under way together; others wait here."""
+    loads_adapters: bool = False
+    """Load what goes live on the server first, by vLLM's routes for adapters, and see it answer."""
+    adapters_dir: str = ""
+    """Where the server sees the home's folder of adapters; empty is the same path as here."""
 
     @field_validator("api_key")
     @classmethod

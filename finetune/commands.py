@@ -15,6 +15,7 @@ from typing import Any
 
 from assistant.adapters import REWARD_MANIFEST, AdapterInfo, verify_adapter
 from assistant.errors import AdapterMissing
+from assistant.server_adapters import serve_adapter
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
 from feedback_store.registry import Registry
@@ -284,6 +285,7 @@ def _check_files(adapter_id: str | None, settings: Settings, registry: Registry)
     """Check an adapter before it goes live: every chat would fail with one that is damaged."""
     if adapter_id is not None:
         verify_adapter(settings.adapters_dir / adapter_id, registry.get_adapter(adapter_id).base_id)
+        serve_adapter(settings, adapter_id)
 
 
 def _adapter_folder(name: str, settings: Settings, store: Store) -> Path | None:

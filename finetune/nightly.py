@@ -21,8 +21,9 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from assistant.adapters import AdapterInfo, verify_adapter
-from assistant.errors import AdapterError, AssistantError
+from assistant.errors import AdapterError, AdapterNotServed, AssistantError
 from assistant.loading import Base, resolve_base
+from assistant.server_adapters import serve_adapter
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StaleGeneration, StoreError, TaintedAdapter
@@ -301,7 +302,10 @@ def _promote(night: _Night, base: Base, adapter: AdapterInfo, candidate: Finding
     night.adapter_id = adapter.id
     night.progress("promote", 0, 1)
     try:
+        serve_adapter(night.settings, adapter.id)
         registry.promote(adapter.id, live.generation)
+    except AdapterNotServed as error:
+        return _finish(night, "refused", f"{adapter.id} passed every check, but is not live. {error}")
     except StaleGeneration:
         return _finish(
             night,

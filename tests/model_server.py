@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -50,6 +51,8 @@ class ModelServer:
         self.keys: list[str | None] = []
         self.under_way = self.most_at_once = self.hung_up = 0
         self.answer: Callable[[Asked], Response] = self.echo
+        self.adapters: dict[str, str] | None = None
+        """Name -> path of what was loaded; None where there are no routes for it."""
 
     def echo(self, asked: Asked) -> Response:
         """Answer with the last message, word by word."""
@@ -78,6 +81,31 @@ class ModelServer:
 
         return StreamingResponse(flow(), media_type="text/event-stream")
 
+    def whole(self, asked: Asked) -> Response:
+        """Answer as echo does, in one piece."""
+        message = {"role": "assistant", "content": f"You said: {asked['messages'][-1]['content']} ({asked['model']})"}
+        return JSONResponse({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    def with_adapters(self, asked: Asked) -> Response:
+        """Answer for the base and for what was loaded, as vLLM does; what is not known is 404."""
+        if asked["model"] not in {"tiny", *(self.adapters or {})}:
+            return refusal(404, f"The model `{asked['model']}` does not exist.")
+        return self.echo(asked) if asked.get("stream") else self.whole(asked)
+
+    def load(self, asked: Asked) -> Response:
+        """Load an adapter as vLLM documents it: only a folder that is there, and each name once."""
+        name, path = asked.get("lora_name"), asked.get("lora_path")
+        if self.adapters is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if not name or not path:
+            return refusal(400, "Both 'lora_name' and 'lora_path' must be provided.")
+        if name in self.adapters:
+            return refusal(400, f"The lora adapter '{name}' has already been loaded.")
+        if not (Path(path) / "adapter_config.json").is_file():
+            return refusal(404, f"Loading lora {name} failed: No adapter found for {path}")
+        self.adapters[name] = path
+        return Response(f"Success: LoRA adapter '{name}' added successfully.")
+
     def wait_for(self, true: Callable[[], bool], seconds: float = 5.0) -> bool:
         """Wait until something holds here, and say whether it does."""
         until = time.monotonic() + seconds
@@ -101,6 +129,11 @@ def running_server() -> Iterator[Callable[[], ModelServer]]:
         answers.asked.append(asked)
         answers.keys.append(request.headers.get("authorization"))
         return answers.answer(asked)
+
+    @app.post("/v1/load_lora_adapter")
+    async def load(request: Request) -> Response:
+        current[0].keys.append(request.headers.get("authorization"))
+        return current[0].load(await request.json())
 
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -248,6 +248,9 @@ KOREAN: Final = Texts(
         assistant_errors.AdapterForOtherBase: (
             "이 어댑터는 다른 모델용이라 아무것도 바꾸지 않았습니다. 다른 것을 골라 주세요."
         ),
+        assistant_errors.AdapterNotServed: (
+            "모델 서버가 이 어댑터를 불러오지 못해 아무것도 바꾸지 않았습니다. 서버의 기록을 확인해 주세요."
+        ),
     },
     errors={
         assistant_errors.PromptTooLong: "메시지가 모델이 읽을 수 있는 길이보다 깁니다. 줄여서 다시 보내 주세요.",

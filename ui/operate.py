@@ -14,6 +14,7 @@ import gradio as gr
 from assistant.adapters import verify_adapter
 from assistant.engine import SERVER
 from assistant.errors import AdapterError
+from assistant.server_adapters import serve_adapter
 from assistant.settings import Settings
 from feedback_store import Store
 from feedback_store.errors import StoreError
@@ -49,7 +50,7 @@ class OperateDesk:
     def __init__(self, store: Store, nights: Nights, settings: Settings, base_id: str, texts: Texts) -> None:
         self._store = store
         self._nights = nights
-        self._adapters_dir = settings.adapters_dir
+        self._settings = settings
         self._base_id = base_id
         self._needed = settings.night.min_votes
         self._texts = texts
@@ -168,7 +169,8 @@ class OperateDesk:
         if adapter is not None:
             registered = self._store.registry.get_adapter(adapter)  # first: a name that nobody registered is no path
             base_id = registered.base_id if self._base_id.startswith(SERVER) else self._base_id
-            verify_adapter(self._adapters_dir / adapter, base_id)
+            verify_adapter(self._settings.adapters_dir / adapter, base_id)
+            serve_adapter(self._settings, adapter)
 
     def _running_run(self) -> Run | None:
         """The night under way; one that was killed is marked as crashed here, so that it stands in nobody's way."""

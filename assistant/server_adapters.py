@@ -1,0 +1,86 @@
+"""Adapters on a server that loads them while it runs, by the two routes that vLLM documents for it.
+
+An adapter is loaded under its id, which names its content: what is loaded under a name is never another adapter, as the
+server goes on serving what it knows by a name already.
+Source: docs.vllm.ai, LoRA adapters, "Dynamically serving LoRA adapters".
+"""
+
+import httpx
+
+from assistant.errors import AdapterNotServed
+from assistant.remote import CONNECT_S, bearer, is_server, server_url
+from assistant.settings import Settings
+from assistant.wire import error_message
+
+LOAD_S = 300.0
+"""Longest wait for the server to read an adapter, or for its first token under it."""
+LOADED_ALREADY = "has already been loaded"
+QUESTION = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1, "temperature": 0}
+
+
+def path_on_server(settings: Settings, adapter_id: str) -> str:
+    """Where the server finds an adapter's folder: in the home, unless it sees that elsewhere."""
+    return (settings.server.adapters_dir or str(settings.adapters_dir.absolute())).rstrip("/") + f"/{adapter_id}"
+
+
+def serve_adapter(settings: Settings, adapter_id: str | None) -> None:
+    """Load an adapter on the server that answers and hear it say a token, before it goes live.
+
+    Does nothing for the base, the local engine, or a server that loads none.
+
+    Raises:
+        AdapterNotServed: it may not go live; the sentence says why.
+    """
+    if adapter_id is None or not is_server(settings.engine) or not settings.server.loads_adapters:
+        return
+    url, key = server_url(settings.engine), settings.server.api_key.get_secret_value()
+    load_adapter(url, key, adapter_id, path_on_server(settings, adapter_id))
+    answer = _post(f"{url}/chat/completions", key, {"model": adapter_id, **QUESTION}, adapter_id)
+    try:
+        answered = answer.status_code == 200 and answer.json()["choices"][0]["message"]["role"] == "assistant"
+    except (ValueError, LookupError, TypeError):
+        answered = False
+    if not answered:
+        raise AdapterNotServed(
+            f"The model's server loaded {adapter_id} but does not answer under it ({_why(answer)}). See its log."
+        )
+
+
+def load_adapter(url: str, key: str, adapter_id: str, path: str) -> None:
+    """Ask a server to load an adapter; one that it has already is no error.
+
+    Raises:
+        AdapterNotServed: it did not.
+    """
+    answer = _post(f"{url}/load_lora_adapter", key, {"lora_name": adapter_id, "lora_path": path}, adapter_id)
+    if answer.status_code == 200 or LOADED_ALREADY in answer.text:
+        return
+    if answer.status_code in (404, 405) and "adapter" not in answer.text.casefold():
+        raise AdapterNotServed(
+            "The model's server has no route that loads adapters. Start vLLM with --enable-lora and "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or unset NIGHTSCHOOL_SERVER__LOADS_ADAPTERS."
+        )
+    raise AdapterNotServed(
+        f"The model's server does not load {adapter_id} from {path} ({_why(answer)}). Let it see that folder: "
+        "NIGHTSCHOOL_SERVER__ADAPTERS_DIR says where."
+    )
+
+
+def _post(url: str, key: str, body: dict[str, object], adapter_id: str) -> httpx.Response:
+    timeout = httpx.Timeout(LOAD_S, connect=CONNECT_S)
+    try:
+        with httpx.Client(headers=bearer(key), timeout=timeout, trust_env=False) as client:
+            return client.post(url, json=body)
+    except httpx.HTTPError as error:
+        raise AdapterNotServed(
+            f"The model's server cannot be reached to load {adapter_id} ({type(error).__name__}). Start it, or correct "
+            "NIGHTSCHOOL_ENGINE."
+        ) from error
+
+
+def _why(answer: httpx.Response) -> str:
+    try:
+        said = error_message(answer.json())
+    except (ValueError, RecursionError):
+        said = ""
+    return f"HTTP {answer.status_code}" + (f": {said[:200].rstrip('.')}" if said else "")
