@@ -114,12 +114,12 @@ def _put_in_place(folder: Path, target: Path, base_id: str) -> AdapterInfo:
     return verify_adapter(target, base_id)
 
 
-def verify_adapter(folder: Path, base_id: str) -> AdapterInfo:
+def verify_adapter(folder: Path, base_id: str | None) -> AdapterInfo:
     """Check every byte of an adapter folder and that it belongs to this base.
 
     Args:
         folder: the adapter's folder.
-        base_id: the base it shall be applied to.
+        base_id: the base it shall be applied to; None where that cannot be known.
 
     Raises:
         AdapterMissing: there is no such folder, or it was never finished.
@@ -150,7 +150,7 @@ def verify_adapter(folder: Path, base_id: str) -> AdapterInfo:
         raise AdapterDamaged(f"The adapter {name} is damaged ({type(error).__name__}). Promote another one.") from error
     if not intact:
         raise AdapterDamaged(f"The adapter {name} is damaged: its files are not the ones written. Promote another one.")
-    if info.base_id != base_id:
+    if base_id not in (info.base_id, None):
         raise AdapterForOtherBase(
             f"The adapter {name} was trained on another model. "
             "Serve that model, or promote an adapter made for this one."

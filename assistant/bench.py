@@ -186,6 +186,8 @@ def _start_app(settings: Settings) -> float:
             "NIGHTSCHOOL_QUANTIZATION": settings.quantization,
             "NIGHTSCHOOL_CACHE": str(settings.cache_dir),
             "NIGHTSCHOOL_ENGINE": "local",
+            "NIGHTSCHOOL_THREADS": str(settings.threads),
+            "NIGHTSCHOOL_SERVING__OWN_PRODUCTS": str(settings.serving.own_products),
         }
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **same}) as app:
             try:

@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 
+from assistant.adapters import verify_adapter
 from assistant.engine import Engine
 from assistant.errors import SettingsError
 from assistant.settings import Settings
@@ -56,6 +57,7 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
     model = server.model or find_model(url, key)
 
     def load(adapter_id: str) -> None:
+        verify_adapter(settings.adapters_dir / adapter_id, None)
         load_adapter(url, key, adapter_id, path_on_server(settings, adapter_id))
 
     return RemoteEngine(url, model, server, settings.queue_limit, load if server.loads_adapters else None)

@@ -160,6 +160,7 @@ template <typename Outputs>
 void fill(at::Tensor& y, const Activations& x, const Outputs& outputs) {
   const int64_t out = y.size(1);
   auto* to = reinterpret_cast<uint16_t*>(y.mutable_data_ptr<at::BFloat16>());
+  if (!x.rows || !out) return;
   const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (x.groups * GROUP * std::min(x.rows, TILE)));
   at::parallel_for(0, out, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = 0; tile < x.rows; tile += TILE)
@@ -179,12 +180,18 @@ void fill(at::Tensor& y, const Activations& x, const Outputs& outputs) {
 template <typename Fits>
 void check(const at::Tensor& x, const Fits& fits) {
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be (rows, in) in bf16");
-  TORCH_CHECK(x.size(1) % GROUP == 0 && fits(x.size(1)), "x must have the weight's inputs, a multiple of 32");
+  const int64_t inner = x.size(1);
+  TORCH_CHECK(inner && inner % GROUP == 0 && fits(inner), "x must have the weight's inputs, a multiple of 32");
 }
 
 // x (rows, in) bf16, levels (out, in / 2) uint8, scales and zeros (out, groups padded to eights) bf16 -> (rows, out) bf16
 at::Tensor linear4(const at::Tensor& x, const at::Tensor& levels, const at::Tensor& scales, const at::Tensor& zeros) {
   check(x, [&](int64_t inner) { return (inner / GROUP + 1) / 2 * GROUP == levels.size(1); });
+  TORCH_CHECK(levels.is_contiguous() && scales.is_contiguous() && zeros.is_contiguous(), "weights must be contiguous");
+  TORCH_CHECK(
+      scales.sizes() == zeros.sizes() && scales.size(0) == levels.size(0) && scales.size(1) % LANES == 0 &&
+          scales.size(1) * GROUP >= x.size(1),
+      "scales and zeros must be (out, groups padded to eights)");
   const Activations quantised(x, scales.size(1));
   auto y = at::empty({x.size(0), levels.size(0)}, x.options());
   const auto* level = levels.const_data_ptr<uint8_t>();
@@ -206,6 +213,8 @@ at::Tensor linear4(const at::Tensor& x, const at::Tensor& levels, const at::Tens
 // x (rows, in) bf16, weight (out, in) int8, scales (out) bf16 -> (rows, out) bf16
 at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
   check(x, [&](int64_t inner) { return inner == weight.size(1); });
+  TORCH_CHECK(weight.is_contiguous() && scales.is_contiguous(), "weights must be contiguous");
+  TORCH_CHECK(scales.dim() == 1 && scales.size(0) == weight.size(0), "scales must be (out,)");
   const Activations quantised(x, x.size(1) / GROUP);
   auto y = at::empty({x.size(0), weight.size(0)}, x.options());
   const auto* w = weight.const_data_ptr<int8_t>();

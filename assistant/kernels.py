@@ -6,17 +6,21 @@ measured in a process of its own against what it would replace, and the choice i
 layers.
 """
 
+import atexit
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -25,14 +29,19 @@ import torch
 from torch import Tensor
 
 from assistant.errors import KernelsUnavailable
-from assistant.quantize import FEW_ROWS, GROUP, Int4Linear, own_form, quantize_groups
+from assistant.quantize import FEW_ROWS, GROUP, Int4Linear, Int8Head, own_form, quantize_groups, restore_groups
+
+log = logging.getLogger(__name__)
 
 SOURCE: Final = Path(__file__).with_name("kernels.cpp")
 MEASURED_ROWS: Final = (1, 2, 4, 8, 16, 32)
-LONGEST_BUILD_S: Final = 600
+LONGEST_S: Final = 600
 FLAGS: Final = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
-Shapes = Mapping[tuple[int, int], int]
-"""How many layers of (out, in) a model has."""
+CRASHES: Final = (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS, signal.SIGABRT)
+WRONG: Final = 3
+"""The status of a measurement that found wrong numbers."""
+Shapes = Mapping[tuple[int, int, int], int]
+"""How many layers of (out, in, bits) a model has."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +56,33 @@ class Choice:
 
 def shapes_of(model: torch.nn.Module) -> Shapes:
     """Count the layers that may take the own products."""
-    return Counter(
-        (layer.out_features, layer.in_features) for layer in model.modules() if isinstance(layer, Int4Linear)
-    )
+    bits = {Int4Linear: 4, Int8Head: 8}
+    layers = [layer for layer in model.modules() if isinstance(layer, Int4Linear | Int8Head)]
+    return Counter((layer.out_features, layer.in_features, bits[type(layer)]) for layer in layers)
 
 
 def remembered(cache_dir: Path, shapes: Shapes) -> Choice | None:
-    """What was chosen on this machine for such layers, if it was measured already."""
+    """What was chosen on this machine for such layers, if it was measured already and is still there."""
     try:
         found = json.loads(_choice_file(cache_dir, shapes).read_text(encoding="utf-8"))
-        return Choice(int(found["few_rows"]), str(found["reason"]), dict(found["microseconds"]))
+        choice = Choice(int(found["few_rows"]), str(found["reason"]), dict(found["microseconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return choice if not choice.few_rows or _library(cache_dir).is_file() else None
 
 
 def choose(cache_dir: Path, shapes: Shapes) -> Choice:
-    """Compile, measure and remember, half a minute the first time; a machine without a compiler stays as it is."""
+    """Compile and measure, half a minute the first time, and remember what a measurement found.
+
+    A machine without a compiler stays as it is, and nothing is remembered: there may be one next time.
+    """
     try:
         choice = _measured(_built(cache_dir), shapes)
+        _write(_choice_file(cache_dir, shapes), lambda to: to.write_text(json.dumps(asdict(choice)), encoding="utf-8"))
     except KernelsUnavailable as error:
-        choice = Choice(0, str(error), {})
-    file = _choice_file(cache_dir, shapes)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, lambda to: to.write_text(json.dumps(asdict(choice)), encoding="utf-8"))
+        return Choice(0, str(error), {})
+    except OSError as error:
+        return Choice(0, f"{cache_dir / 'kernels'} cannot be written ({error.strerror}).", {})
     return choice
 
 
@@ -77,17 +90,34 @@ def load_kernels(cache_dir: Path) -> None:
     """Make the compiled products known to torch as `torch.ops.nightschool`.
 
     Raises:
-        KernelsUnavailable: they cannot be loaded.
+        KernelsUnavailable: they cannot be loaded, or somebody else could have written them.
     """
-    if not hasattr(torch.ops.nightschool, "linear4"):
-        _load(_library(cache_dir))
+    if _is_loaded():
+        return
+    library = _library(cache_dir)
+    if not all(_is_ours(path) for path in (library, library.parent)):
+        raise KernelsUnavailable(
+            f"{library} is not this account's alone to write; it is not loaded. Delete its folder."
+        )
+    _load(library)
+
+
+def _is_loaded() -> bool:
+    return hasattr(torch.ops.nightschool, "linear4")
 
 
 def _load(library: Path) -> None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        raise KernelsUnavailable(f"{library} cannot be loaded; delete it, and it is compiled anew.") from error
+        library.unlink(missing_ok=True)
+        raise KernelsUnavailable(f"{library} could not be loaded and is compiled anew at the next start.") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody but this account and root could have written here: what is loaded is run."""
+    about = path.stat()
+    return about.st_uid in (os.getuid(), 0) and not about.st_mode & 0o022
 
 
 def _built(cache_dir: Path) -> Path:
@@ -95,6 +125,7 @@ def _built(cache_dir: Path) -> Path:
 
     Raises:
         KernelsUnavailable: there is no compiler, or it failed.
+        OSError: the cache cannot be written.
     """
     library = _library(cache_dir)
     if library.is_file():
@@ -105,19 +136,13 @@ def _built(cache_dir: Path) -> Path:
     if platform.machine() not in ("x86_64", "AMD64"):
         raise KernelsUnavailable(f"The faster products are written for x86-64, not for {platform.machine()}.")
     there = Path(torch.__file__).parent
-    command = [compiler, *FLAGS, str(SOURCE), "-ltorch_cpu", "-lc10", f"-L{there / 'lib'}"]
+    command = [*compiler.split(), *FLAGS, str(SOURCE), "-ltorch_cpu", "-lc10", f"-L{there / 'lib'}"]
     command += [f"-I{there / 'include'}", f"-I{there / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
-    library.parent.mkdir(parents=True, exist_ok=True)
 
     def compile_to(file: Path) -> None:
-        try:
-            done = subprocess.run(
-                ["nice", *command, "-o", str(file)], capture_output=True, text=True, timeout=LONGEST_BUILD_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise KernelsUnavailable(f"The C++ compiler {compiler} did not end ({type(error).__name__}).") from error
-        if done.returncode:
-            lines = done.stderr.splitlines() or ["it did not say why"]
+        status, _, said = _run([*command, "-o", str(file)])
+        if status:
+            lines = said.splitlines() or ["it did not say why"]
             why = next((line for line in lines if "error" in line), lines[-1])
             raise KernelsUnavailable(f"The C++ compiler {compiler} failed: {why[:300]}")
 
@@ -129,23 +154,53 @@ def _measured(library: Path, shapes: Shapes) -> Choice:
     """Measure in a process of its own, whose crash would be its own, too.
 
     Raises:
-        KernelsUnavailable: the compiled products crash or are wrong here.
+        KernelsUnavailable: it did not come to its end, for a reason that may be gone next time.
     """
     asked = json.dumps({"library": str(library), "threads": torch.get_num_threads(), "shapes": list(shapes.items())})
-    command = ["nice", sys.executable, "-m", "assistant.kernels", asked]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_BUILD_S)
-        microseconds = json.loads(done.stdout)
-    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        raise KernelsUnavailable("The compiled products do not run on this machine; torch's own are kept.") from error
+    status, printed, said = _run([sys.executable, "-m", "assistant.kernels", asked])
+    if status == WRONG or -status in CRASHES:
+        return Choice(0, "The compiled products do not run on this machine; torch's own are kept.", {})
+    if status:
+        last = (said.splitlines() or ["it did not say why"])[-1]
+        raise KernelsUnavailable(f"The compiled products could not be measured ({last[:200]}).")
+    microseconds = json.loads(printed)
     few_rows = 0
     for rows in MEASURED_ROWS:
         own, other = microseconds[str(rows)]
         if own > other:
             break
         few_rows = rows
-    reason = "" if few_rows else "torch's own products are the faster ones here."
-    return Choice(few_rows, reason, microseconds)
+    if few_rows < FEW_ROWS:  # else what comes after the few would be multiplied whole, which nobody measured
+        return Choice(0, "torch's own products are the faster ones here.", microseconds)
+    return Choice(few_rows, "", microseconds)
+
+
+def _run(command: list[str]) -> tuple[int, str, str]:
+    """Run a command behind others, in a group of its own that ends with this process; status, output, errors.
+
+    Raises:
+        KernelsUnavailable: it took too long, or could not begin.
+    """
+    try:
+        done = subprocess.Popen(
+            ["nice", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    except OSError as error:
+        raise KernelsUnavailable(f"{command[0]} could not be started ({error.strerror}).") from error
+
+    def end() -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(done.pid, signal.SIGKILL)
+
+    atexit.register(end)
+    try:
+        printed, said = done.communicate(timeout=LONGEST_S)
+    except subprocess.TimeoutExpired as error:
+        end()
+        raise KernelsUnavailable(f"{command[0]} took longer than {LONGEST_S} s.") from error
+    finally:
+        atexit.unregister(end)
+    return done.returncode, printed, said
 
 
 def _measure(shapes: Shapes) -> dict[int, tuple[float, float]]:
@@ -155,42 +210,55 @@ def _measure(shapes: Shapes) -> dict[int, tuple[float, float]]:
         SystemExit: the own products are wrong.
     """
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     total = {rows: [0.0, 0.0] for rows in MEASURED_ROWS}
-    for (out, inner), count in shapes.items():
-        quantised, scales_and_zeros = quantize_groups(torch.randn(out, inner))
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised, 1)
-        own = own_form(quantised, scales_and_zeros)
-        whole = torch.randn(out, inner).to(dtype)
+    for (out, inner, bits), count in shapes.items():
+        own, replaced = _ways4(out, inner) if bits == 4 else _ways8(out, inner)
         for rows in MEASURED_ROWS:
             x = torch.randn(rows, inner).bfloat16()
-            expected = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales_and_zeros).float()
-            given = torch.ops.nightschool.linear4(x, *own).float()
-            if (given - expected).norm() > 0.02 * expected.norm():
-                raise SystemExit(1)
-
-            def replaced(x: Tensor = x, packed: Tensor = packed, zeros: Tensor = scales_and_zeros) -> Tensor:
-                if len(x) <= FEW_ROWS:
-                    return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, zeros)  # type: ignore[no-any-return]
-                return torch.nn.functional.linear(x.to(dtype), whole).to(x.dtype)  # noqa: B023
-
-            ways: tuple[Callable[[], Tensor], ...] = (
-                lambda x=x, own=own: torch.ops.nightschool.linear4(x, *own),  # type: ignore[misc]
-                replaced,
-            )
-            for way, microseconds in enumerate(_fastest(ways)):
+            expected = replaced(x).float()
+            if not (own(x).float() - expected).norm() <= 0.02 * expected.norm():
+                raise SystemExit(WRONG)
+            for way, microseconds in enumerate(_fastest((own, replaced), x)):
                 total[rows][way] += count * microseconds
     return {rows: (own, other) for rows, (own, other) in total.items()}
 
 
-def _fastest(ways: tuple[Callable[[], Tensor], ...]) -> list[float]:
+Way = Callable[[Tensor], Tensor]
+
+
+def _ways4(out: int, inner: int) -> tuple[Way, Way]:
+    """A layer of 4 bits by the own product, and as it is multiplied without."""
+    dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    quantised, scales_and_zeros = quantize_groups(torch.randn(out, inner))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised, 1)
+    own, whole = own_form(quantised, scales_and_zeros), restore_groups(quantised, scales_and_zeros).to(dtype)
+
+    def replaced(x: Tensor) -> Tensor:
+        if len(x) > FEW_ROWS:
+            return torch.nn.functional.linear(x.to(dtype), whole).to(x.dtype)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales_and_zeros)
+        return y
+
+    return lambda x: torch.ops.nightschool.linear4(x, *own), replaced
+
+
+def _ways8(out: int, inner: int) -> tuple[Way, Way]:
+    """The same of a head."""
+    weight, scales = torch.randint(-127, 128, (out, inner), dtype=torch.int8), torch.rand(out).bfloat16()
+    return (
+        lambda x: torch.ops.nightschool.linear8(x, weight, scales),
+        lambda x: torch.ops.aten._weight_int8pack_mm(x, weight, scales),
+    )
+
+
+def _fastest(ways: tuple[Way, Way], x: Tensor) -> list[float]:
     """The best of many short turns of each, in microseconds; another program's time does not count."""
     best = [float("inf")] * len(ways)
     for _turn in range(25):
         for number, way in enumerate(ways):
             start = time.perf_counter()
             for _ in range(4):
-                way()
+                way(x)
             best[number] = min(best[number], (time.perf_counter() - start) / 4 * 1e6)
     return best
 
@@ -200,8 +268,8 @@ def _library(cache_dir: Path) -> Path:
 
 
 def _choice_file(cache_dir: Path, shapes: Shapes) -> Path:
-    said = repr((sorted(shapes.items()), torch.get_num_threads()))
-    return cache_dir / "kernels" / f"{_machine()}-{hashlib.sha256(said.encode()).hexdigest()[:12]}.json"
+    digest = hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
+    return cache_dir / "kernels" / f"{_machine()}-{digest[:12]}.json"
 
 
 def _machine() -> str:
@@ -215,11 +283,13 @@ def _machine() -> str:
 
 
 def _write(file: Path, make: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=file.suffix)
+    """Write a file whole or not at all, for everybody to read."""
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix="tmp-", suffix=file.suffix)
     os.close(handle)
     try:
         make(Path(name))
+        os.chmod(name, 0o644)
         os.replace(name, file)
     finally:
         Path(name).unlink(missing_ok=True)
@@ -230,7 +300,7 @@ def _main() -> None:
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
     _load(Path(asked["library"]))
-    shapes = {(out, inner): count for (out, inner), count in asked["shapes"]}
+    shapes = {(out, inner, bits): count for (out, inner, bits), count in asked["shapes"]}
     sys.stdout.write(json.dumps(_measure(shapes)))
 
 

@@ -119,9 +119,13 @@ class LocalEngine:
         """Multiply up to so many rows by the project's own products, once no reply is under way; they are loaded."""
 
         def take() -> None:
-            take_own_products(self._served.model, few_rows)
+            before, self.numeric_form = self.numeric_form, EIGHT_BIT_ACTIVATIONS
+            try:
+                take_own_products(self._served.model, few_rows)
+            except Exception:  # the edge of the model's thread: it goes on as it was
+                log.exception("the own products were not taken")
+                self.numeric_form = before
             self.prefixes.clear()
-            self.numeric_form = EIGHT_BIT_ACTIVATIONS
 
         self._when_idle.put(take)
         self._arrived.put([])

@@ -61,13 +61,12 @@ class Int4Linear(nn.Linear):
             y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
-    def take_own(self, few_rows: int) -> None:
-        """Multiply up to so many rows by the project's own products from now on; see kernels."""
+    def in_own_form(self) -> OwnForm:
+        """Lay the weight out for the project's own products."""
         scale, zero = self.scales_and_zeros.float().permute(2, 1, 0).unsqueeze(-1)
         groups = self.weight.float().view(self.out_features, -1, GROUP)
         levels = ((groups - zero) / scale + 8).round().clamp(0, 15).to(torch.int32)
-        self.own, self.few_rows = own_form(levels.view(self.weight.shape), self.scales_and_zeros), few_rows
-        self.packed = None
+        return own_form(levels.view(self.weight.shape), self.scales_and_zeros)
 
 
 class Int8Head(nn.Linear):
@@ -157,13 +156,15 @@ def can_be_int4(linear: nn.Linear) -> bool:
     )
 
 
-def take_own_products(model: nn.Module, few_rows: int) -> None:
+def take_own_products(model: PreTrainedModel, few_rows: int) -> None:
     """Let a model's exchanged layers multiply by the project's own products, which must be loaded."""
-    for layer in model.modules():
-        if isinstance(layer, Int4Linear):
-            layer.take_own(few_rows)
-        elif isinstance(layer, Int8Head):
-            layer.own = True
+    layers = [layer for layer in model.modules() if isinstance(layer, Int4Linear)]
+    forms = [layer.in_own_form() for layer in layers]  # all of them, before any is exchanged
+    for layer, form in zip(layers, forms, strict=True):
+        layer.own, layer.few_rows, layer.packed = form, few_rows, None
+    head = model.get_output_embeddings()
+    if isinstance(head, Int8Head):
+        head.own = True
 
 
 def exchange_for_integers(model: PreTrainedModel, dtype: torch.dtype) -> bool:

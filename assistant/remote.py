@@ -19,7 +19,7 @@ from contextlib import suppress
 import httpx
 
 from assistant.engine import SERVER, Engine, Finish, Message, Pulse, Reply, Request
-from assistant.errors import AdapterError, EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
+from assistant.errors import EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
 from assistant.settings import ServerSettings
 from assistant.wire import (
     DONE,
@@ -128,6 +128,7 @@ class RemoteEngine:
         self._key = server.api_key.get_secret_value()
         self._limits = server
         self._load = load
+        self._loading: dict[str, asyncio.Future[bool]] = {}
         self._most = server.at_once + queue_limit
         self._places = asyncio.Semaphore(server.at_once)
         self._running: set[Reply] = set()
@@ -253,15 +254,44 @@ class RemoteEngine:
         if is_overflow(said):
             return False
         if response.status_code == 404 and may_load:
-            assert self._load and request.adapter
-            try:
-                await asyncio.to_thread(self._load, request.adapter)
-            except AdapterError as error:
-                raise GenerationFailed(str(error)) from error
+            assert request.adapter
+            await self._load_again(request.adapter)
             return await self._ask(request, messages, reply)
         if response.status_code == 200 and not said:
             raise not_the_protocol("no stream")
         raise GenerationFailed(_refusal(response.status_code, said, self._key, model))
+
+    async def _load_again(self, adapter: str) -> None:
+        """Have the server load what it does not know any more; all replies that wait for it share one request.
+
+        Raises:
+            GenerationFailed: it does not; the log says why.
+        """
+        waiting = self._loading.get(adapter)
+        if waiting is None:
+            waiting = self._loading[adapter] = self._loop.create_future()
+            threading.Thread(target=self._load_aside, args=(adapter, waiting), daemon=True).start()
+        if not await asyncio.shield(waiting):
+            raise GenerationFailed(
+                f"The model's server does not know {adapter} and does not load it. Tell the operator."
+            )
+
+    def _load_aside(self, adapter: str, waiting: "asyncio.Future[bool]") -> None:
+        """Load in a thread of its own, which nobody waits for when the app is told to stop."""
+        assert self._load
+        try:
+            self._load(adapter)
+            loaded = True
+        except Exception as error:  # the thread's edge: whoever waits must hear of it
+            log.error("%s is not loaded on the model's server: %s", adapter, error)
+            loaded = False
+
+        def tell() -> None:
+            self._loading.pop(adapter, None)
+            waiting.set_result(loaded)
+
+        with suppress(RuntimeError):  # the loop may be closed by now
+            self._loop.call_soon_threadsafe(tell)
 
     async def _read(self, response: httpx.Response, reply: Reply) -> bool:
         """Let the reply grow by what the server streams, and end it; False when it says that nothing fits.

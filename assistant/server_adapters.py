@@ -8,7 +8,7 @@ Source: docs.vllm.ai, LoRA adapters, "Dynamically serving LoRA adapters".
 import httpx
 
 from assistant.errors import AdapterNotServed
-from assistant.remote import CONNECT_S, bearer, is_server, server_url
+from assistant.remote import CONNECT_S, REFUSALS, bearer, is_server, server_url
 from assistant.settings import Settings
 from assistant.wire import error_message
 
@@ -42,7 +42,7 @@ def serve_adapter(settings: Settings, adapter_id: str | None) -> None:
         answered = False
     if not answered:
         raise AdapterNotServed(
-            f"The model's server loaded {adapter_id} but does not answer under it ({_why(answer)}). See its log."
+            f"The model's server loaded {adapter_id} but does not answer under it ({_why(answer, key)}). See its log."
         )
 
 
@@ -55,13 +55,15 @@ def load_adapter(url: str, key: str, adapter_id: str, path: str) -> None:
     answer = _post(f"{url}/load_lora_adapter", key, {"lora_name": adapter_id, "lora_path": path}, adapter_id)
     if answer.status_code == 200 or LOADED_ALREADY in answer.text:
         return
+    if answer.status_code in REFUSALS:
+        raise AdapterNotServed(REFUSALS[answer.status_code])
     if answer.status_code in (404, 405) and "adapter" not in answer.text.casefold():
         raise AdapterNotServed(
             "The model's server has no route that loads adapters. Start vLLM with --enable-lora and "
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or unset NIGHTSCHOOL_SERVER__LOADS_ADAPTERS."
         )
     raise AdapterNotServed(
-        f"The model's server does not load {adapter_id} from {path} ({_why(answer)}). Let it see that folder: "
+        f"The model's server does not load {adapter_id} from {path} ({_why(answer, key)}). Let it see that folder: "
         "NIGHTSCHOOL_SERVER__ADAPTERS_DIR says where."
     )
 
@@ -78,9 +80,10 @@ def _post(url: str, key: str, body: dict[str, object], adapter_id: str) -> httpx
         ) from error
 
 
-def _why(answer: httpx.Response) -> str:
+def _why(answer: httpx.Response, key: str) -> str:
+    """The status and the server's own words, never the key."""
     try:
-        said = error_message(answer.json())
+        said = error_message(answer.json()).replace(key or "\0", "…")
     except (ValueError, RecursionError):
         said = ""
     return f"HTTP {answer.status_code}" + (f": {said[:200].rstrip('.')}" if said else "")

@@ -1,5 +1,6 @@
 """The project's own products with integers: right, chosen by measurement, remembered, and done without if need be."""
 
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,11 @@ from torch import Tensor
 from assistant import kernels
 from assistant.build import look_for_faster_products
 from assistant.engine import Request, Sampling
+from assistant.errors import KernelsUnavailable
 from assistant.kernels import Choice, choose, load_kernels, remembered, shapes_of
 from assistant.loading import load_served, resolve_base
 from assistant.local import LocalEngine
-from assistant.quantize import EIGHT_BIT_ACTIVATIONS, GROUP, own_form, quantize_groups, restore_groups
+from assistant.quantize import EIGHT_BIT_ACTIVATIONS, FEW_ROWS, GROUP, own_form, quantize_groups, restore_groups
 from assistant.settings import Settings, load_settings
 from tests.test_assistant_engine import say
 from tests.tiny import save_tiny
@@ -22,7 +24,7 @@ from tests.tiny import save_tiny
 pytestmark = pytest.mark.long
 ROUNDING = 0.003
 """Of outputs to bf16, with a tie here and there; activations in 8 bits alone move them by twice as much."""
-SHAPES = Counter({(64, 96): 2, (32, 64): 1})
+SHAPES = Counter({(64, 96, 4): 2, (48, 64, 8): 1})
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +101,9 @@ def test_a_choice_is_measured_once_and_remembered(cache: Path, monkeypatch: pyte
     assert choice and set(choice.microseconds) == {str(rows) for rows in kernels.MEASURED_ROWS}
     wins = [own <= other for own, other in choice.microseconds.values()]
     first_loss = wins.index(False) if False in wins else len(wins)
-    assert choice.few_rows == (0, *kernels.MEASURED_ROWS)[first_loss]
-    assert remembered(cache, Counter({(64, 96): 3})) is None
+    won = (0, *kernels.MEASURED_ROWS)[first_loss]
+    assert choice.few_rows == (won if won >= FEW_ROWS else 0) and bool(choice.reason) == (not choice.few_rows)
+    assert remembered(cache, Counter({(64, 96, 4): 3})) is None
     monkeypatch.setattr(torch, "__version__", "0.0")
     assert remembered(cache, SHAPES) is None
 
@@ -119,7 +122,7 @@ def test_without_a_compiler_it_stays_as_it_is(
         monkeypatch.setenv("CXX", compiler)
     choice = choose(tmp_path, SHAPES)
     assert reason in choice.reason and choice.few_rows == 0
-    assert remembered(tmp_path, SHAPES) == choice
+    assert remembered(tmp_path, SHAPES) is None  # there may be one next time
     assert not list((tmp_path / "kernels").glob("*.so"))
 
 
@@ -129,7 +132,57 @@ def test_products_that_do_not_run_are_not_taken(tmp_path: Path, monkeypatch: pyt
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     choice = choose(tmp_path, SHAPES)
-    assert choice.few_rows == 0 and "do not run on this machine" in choice.reason
+    assert choice.few_rows == 0 and "is compiled anew at the next start" in choice.reason
+    assert not list((tmp_path / "kernels").iterdir())
+
+
+@pytest.mark.parametrize("ending, kept", [("kill -ILL $$", True), ("exit 3", True), ("kill -INT $$", False)])
+def test_a_crash_is_remembered_and_an_interruption_is_not(
+    ending: str, kept: bool, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{ending}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    (tmp_path / "cache").mkdir()
+    shutil.copytree(cache / "kernels", tmp_path / "cache" / "kernels")
+    other = Counter({(32, 32, 4): 1})
+    choice = choose(tmp_path / "cache", other)
+    assert choice.few_rows == 0 and remembered(tmp_path / "cache", other) == (choice if kept else None)
+
+
+def test_a_library_that_others_could_have_written_is_not_loaded(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cache / "kernels", tmp_path / "kernels")
+    monkeypatch.setattr(kernels, "_is_loaded", lambda: False)
+    (tmp_path / "kernels").chmod(0o777)
+    with pytest.raises(KernelsUnavailable, match="not this account's alone"):
+        load_kernels(tmp_path)
+
+
+def test_a_choice_whose_library_is_gone_is_made_again(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache / "kernels", tmp_path / "kernels")
+    [file] = (tmp_path / "kernels").glob("*.json")
+    file.write_text('{"few_rows": 8, "reason": "", "microseconds": {}}')
+    assert remembered(tmp_path, SHAPES) == Choice(8, "", {})
+    next((tmp_path / "kernels").glob("*.so")).unlink()
+    assert remembered(tmp_path, SHAPES) is None
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "kernels").write_text("no folder")
+    assert "cannot be written" in choose(tmp_path, SHAPES).reason
+
+
+@pytest.mark.usefixtures("cache")
+def test_no_rows_are_no_rows() -> None:
+    x = torch.zeros(0, 64, dtype=torch.bfloat16)
+    assert torch.ops.nightschool.linear4(x, *own_form(*quantize_groups(torch.randn(16, 64)))).shape == (0, 16)
+    assert torch.ops.nightschool.linear8(x, torch.ones(5, 64, dtype=torch.int8), torch.ones(5).bfloat16()).shape == (
+        0,
+        5,
+    )
 
 
 def test_a_model_takes_what_was_chosen_and_says_the_same(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +233,8 @@ def test_the_real_model_hardly_changes(cache: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("assistant.loading.load_kernels", lambda _: load_kernels(cache))
     served = load_served(base, settings)
     assert served.numeric_form == EIGHT_BIT_ACTIVATIONS
-    assert set(shapes_of(served.model)) == {(192, 576), (576, 576), (1536, 576), (576, 1536)}
+    layers = {(192, 576, 4), (576, 576, 4), (1536, 576, 4), (576, 1536, 4), (49152, 576, 8)}
+    assert set(shapes_of(served.model)) == layers
     text = (
         "The ferry left at six, before the shops were open. Mara stood at the rail and counted the lights on the far "
     )

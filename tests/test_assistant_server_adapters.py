@@ -87,6 +87,8 @@ def test_the_page_loads_what_it_promotes_and_what_it_goes_back_to(
         ("mute", "does not answer under it (HTTP 500: broken)"),
         ("garbage", "does not answer under it (HTTP 200)"),
         ("away", "cannot be reached to load adapter-1"),
+        ("key", "refuses the API key (HTTP 401)"),
+        ("echo", "(HTTP 400: not with …)"),
     ],
 )
 def test_what_the_server_does_not_answer_under_stays_off(
@@ -98,6 +100,9 @@ def test_what_the_server_does_not_answer_under_stays_off(
         monkeypatch.setenv("NIGHTSCHOOL_SERVER__ADAPTERS_DIR", "/mnt/nowhere/")
     elif fault == "mute":
         server.answer = lambda _: refusal(500, "broken")
+    elif fault in ("key", "echo"):
+        status = 401 if fault == "key" else 400
+        server.load = lambda _: refusal(status, "not with secret-1")  # type: ignore[method-assign]
     elif fault == "garbage":
         server.answer = server.echo
     else:
@@ -118,7 +123,9 @@ def test_the_command_loads_what_it_promotes(
     assert live_of(world.store)[1] == "adapter-2"
 
 
-def test_a_server_that_forgot_an_adapter_is_told_to_load_it_again(world: World, server: ModelServer) -> None:
+def test_a_server_that_forgot_an_adapter_is_told_to_load_it_again(
+    world: World, server: ModelServer, caplog: pytest.LogCaptureFixture
+) -> None:
     request = Request(HELLO, Sampling(0.0, 1.0, 8), "adapter-1")  # type: ignore[arg-type]
     assert world.engine.submit([request])[0].wait(10) == "You said: hello (adapter-1)"
     assert set(server.adapters or {}) == {"adapter-1"}
@@ -126,7 +133,15 @@ def test_a_server_that_forgot_an_adapter_is_told_to_load_it_again(world: World, 
     failed = world.engine.submit([request])[0]
     with pytest.raises(GenerationFailed):
         failed.wait(10)
-    assert "Start vLLM with --enable-lora" in failed.error
+    assert failed.error == "The model's server does not know adapter-1 and does not load it. Tell the operator."
+    assert "Start vLLM with --enable-lora" in caplog.text
+    server.adapters = {}
+    (world.settings.adapters_dir / "adapter-1" / "adapter_model.safetensors").write_bytes(b"altered")
+    again = world.engine.submit([request, request])
+    for reply in again:
+        with pytest.raises(GenerationFailed):
+            reply.wait(10)
+    assert server.adapters == {} and "is damaged" in caplog.text
 
 
 @pytest.mark.usefixtures("world")
