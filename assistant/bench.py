@@ -22,6 +22,7 @@ from assistant.errors import ModelUnavailable, SettingsError
 from assistant.kernels import choose, remembered, shapes_of
 from assistant.loading import ServedModel, load_served, resolve_base
 from assistant.local import LocalEngine
+from assistant.rows import Rows
 from assistant.settings import Settings
 
 LONG, SHORT = 480, 40
@@ -31,6 +32,12 @@ TALK = 1450
 """Words of the turns before a second question, about 1,500 tokens."""
 RANK = 16
 WORDS = "the sea was calm and the boat went slowly past an old house where nobody had lived for years".split()
+TEXT = (
+    "The library stood at the end of the street, behind two chestnut trees. On Tuesdays it stayed open until nine, and "
+    "then the old teacher came, took the same chair by the window and read about bridges. Once I asked him why. A "
+    "bridge, he said, has to be right the first time: 12,000 tonnes of steel do not wait for a second draft."
+)
+"""What the served form is compared on."""
 Progress = Callable[[str], None]
 
 
@@ -58,7 +65,9 @@ def measure(settings: Settings, runs: int, progress: Progress) -> dict[str, floa
     ready = _start_app(settings)
     served = load_served(base, settings)
     bare = settings.model_copy(update={"serving": settings.serving.model_copy(update={"prefix_cache_mb": 0})})
-    found: dict[str, float | str] = {"numeric_form": served.numeric_form, "ready_s": ready}
+    progress("kl_nat")
+    kl = divergence(served, load_served(base, settings.model_copy(update={"quantization": "none"})))
+    found: dict[str, float | str] = {"numeric_form": served.numeric_form, "ready_s": ready, "kl_nat": kl}
     with tempfile.TemporaryDirectory() as folder:
         adapter = random_adapter(served, Path(folder))
         for cache, figures in ((bare, FIGURES), (settings, AFTERWARDS)):
@@ -80,8 +89,23 @@ def table(found: dict[str, float | str]) -> str:
     lines = [f"| {found['numeric_form']} | base | with an adapter |", "|---|---|---|"]
     for name, title in TITLES.items():
         cells = [found.get(name + suffix) for suffix in ("", "_adapter")]
-        lines.append(f"| {title} | {' | '.join('' if c is None else f'{float(c):,.2f}' for c in cells)} |")
+        lines.append(f"| {title} | {' | '.join('' if c is None else shown(float(c)) for c in cells)} |")
     return "\n".join(lines)
+
+
+def shown(figure: float) -> str:
+    """A figure with as many digits as say something."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2g}"
+
+
+@torch.inference_mode()
+def divergence(served: ServedModel, whole: ServedModel) -> float:
+    """Mean KL a token, in nat, of what is served, one token at a time as in a reply, to the base unquantised."""
+    ids = served.tokenizer(TEXT, return_tensors="pt").input_ids.to(served.model.device)
+    rows = Rows.after([], 0)
+    given = torch.cat([rows.compute(served.model, ids[:, i : i + 1]) for i in range(ids.shape[1])])
+    expected = whole.model(ids).logits[0].float().log_softmax(-1)
+    return float((expected.exp() * (expected - given.float().log_softmax(-1))).sum(-1).mean())
 
 
 def random_adapter(served: ServedModel, folder: Path) -> str:
@@ -173,6 +197,7 @@ TITLES = {
     "side_by_side_ratio": "two replies to one question, times one reply",
     "second_turn_ratio": "first token of a second turn after 1,500 tokens, times that of a new talk",
     "ready_s": "start of the app, s",
+    "kl_nat": "mean KL of a token to the unquantised base, nat",
 }
 
 

@@ -34,9 +34,7 @@ VERSUS = {
     "eight_chats_tok_s": ("decode_tok_s", 2.5),
 }
 """Ours -> llama.cpp's, and how many times as good ours is to be."""
-LIMITS = {"side_by_side_ratio": 1.3, "second_turn_ratio": 0.2, "ready_s": 10.0}
-KEPT = 0.8
-"""The part of each figure that an adapter is to leave."""
+LIMITS = {"side_by_side_ratio": 1.3, "second_turn_ratio": 0.2, "ready_s": 10.0, "kl_nat": 0.02}
 
 
 def measure(rival_python: Path, rounds: int, home: str | None) -> dict[str, Any]:
@@ -70,13 +68,14 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, title in bench.TITLES.items():
         base, adapted = ours[name], ours.get(f"{name}_adapter")
-        cells = [f"{base:,.2f}", "" if adapted is None else f"{adapted:,.2f} ({_kept(name, base, adapted):.2f})"]
+        kept = "" if adapted is None else f"{bench.shown(adapted)} ({_kept(name, base, adapted):.2f})"
+        cells = [bench.shown(base), kept]
         if name in VERSUS:
             rival, times = VERSUS[name]
             form, best = _best(theirs, rival)
             ratio = best / base if rival.endswith("_s") and not rival.endswith("tok_s") else base / best
             chats = ", one chat" if name == "eight_chats_tok_s" else ""
-            cells += [f"{best:,.2f} ({form}{chats})", f"{ratio:.2f}", f"{times:g}, {_verdict(ratio >= times)}"]
+            cells += [f"{bench.shown(best)} ({form}{chats})", f"{ratio:.2f}", f"{times:g}, {_verdict(ratio >= times)}"]
         else:
             cells += ["", "", f"at most {LIMITS[name]:g}, {_verdict(base <= LIMITS[name])}"]
         lines.append(f"| {title} | {' | '.join(cells)} |")
