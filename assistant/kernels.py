@@ -163,7 +163,10 @@ def _measured(library: Path, shapes: Shapes) -> Choice:
     if status:
         last = (said.splitlines() or ["it did not say why"])[-1]
         raise KernelsUnavailable(f"The compiled products could not be measured ({last[:200]}).")
-    microseconds = json.loads(printed)
+    try:
+        microseconds = json.loads(printed)
+    except ValueError as error:
+        raise KernelsUnavailable("The compiled products could not be measured (the measurement broke off).") from error
     few_rows = 0
     for rows in MEASURED_ROWS:
         own, other = microseconds[str(rows)]

@@ -15,7 +15,6 @@ from typing import Any
 
 from assistant.adapters import REWARD_MANIFEST, AdapterInfo, verify_adapter
 from assistant.errors import AdapterMissing
-from assistant.server_adapters import serve_adapter
 from assistant.settings import Settings, load_settings
 from feedback_store import Store, open_store
 from feedback_store.registry import Registry
@@ -283,6 +282,8 @@ def _heldout(settings: Settings, store: Store) -> list[Example]:
 
 def _check_files(adapter_id: str | None, settings: Settings, registry: Registry) -> None:
     """Check an adapter before it goes live: every chat would fail with one that is damaged."""
+    from assistant.server_adapters import serve_adapter
+
     if adapter_id is not None:
         verify_adapter(settings.adapters_dir / adapter_id, registry.get_adapter(adapter_id).base_id)
         serve_adapter(settings, adapter_id)

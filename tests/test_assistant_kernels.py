@@ -136,7 +136,9 @@ def test_products_that_do_not_run_are_not_taken(tmp_path: Path, monkeypatch: pyt
     assert not list((tmp_path / "kernels").iterdir())
 
 
-@pytest.mark.parametrize("ending, kept", [("kill -ILL $$", True), ("exit 3", True), ("kill -INT $$", False)])
+@pytest.mark.parametrize(
+    "ending, kept", [("kill -ILL $$", True), ("exit 3", True), ("kill -TERM $$", False), ("exit 0", False)]
+)
 def test_a_crash_is_remembered_and_an_interruption_is_not(
     ending: str, kept: bool, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

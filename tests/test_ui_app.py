@@ -167,7 +167,10 @@ def test_both_languages_have_the_same_places_for_values() -> None:
 
 def test_every_error_that_a_page_may_meet_has_korean_words() -> None:
     at_start_only = {"AssistantError", "SettingsError", "ModelUnavailable", "NotOurFile", "NewerStore", "Withdrawn"}
+    in_the_log_only = {"KernelsUnavailable"}
     by_the_password_form = {"SamePassword"}
     families = [kind for module in (assistant_errors, store_errors) for kind in vars(module).values()]
     met = {kind for kind in families if isinstance(kind, type) and issubclass(kind, Exception)}
-    assert {kind.__name__ for kind in met - set(KOREAN.errors)} == at_start_only | by_the_password_form
+    assert {kind.__name__ for kind in met - set(KOREAN.errors)} == (
+        at_start_only | by_the_password_form | in_the_log_only
+    )
