@@ -260,7 +260,7 @@ KOREAN: Final = Texts(
         assistant_errors.AdapterMissing: "지금 적용된 어댑터를 찾을 수 없습니다. 운영 탭에서 되돌려 주세요.",
         assistant_errors.AdapterDamaged: "지금 적용된 어댑터가 손상되었습니다. 운영 탭에서 되돌려 주세요.",
         assistant_errors.AdapterForOtherBase: "이 어댑터는 다른 모델용입니다. 운영 탭에서 되돌려 주세요.",
-        assistant_errors.AdapterNotServed: "모델 서버가 지금 적용된 어댑터를 불러오지 못합니다. 운영자에게 알려 주세요.",
+        assistant_errors.AdapterNotServed: "모델 서버에 지금 적용된 어댑터가 없습니다. 운영자에게 알려 주세요.",
         store_errors.StoreError: "저장하지 못했습니다. 페이지를 새로 고친 뒤 다시 해 주세요.",
         store_errors.BadInput: "받아들일 수 없는 값이라 아무것도 바꾸지 않았습니다. 고쳐서 다시 해 주세요.",
         store_errors.StoreDamaged: "저장 파일을 믿을 수 없게 되었습니다. 운영자에게 알려 주세요.",
