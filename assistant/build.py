@@ -42,7 +42,7 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
             served.adapters.load(adapter_folder)
         return LocalEngine(served, settings)
     from assistant.remote import RemoteEngine, find_model, is_server, server_url
-    from assistant.server_adapters import load_adapter, path_on_server
+    from assistant.server_adapters import load_adapter
 
     if not is_server(settings.engine):
         raise SettingsError(
@@ -53,12 +53,11 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
             f"A server does not read {adapter_folder}. Load it there and give its name, or take the local engine."
         )
     url, server = server_url(settings.engine), settings.server
-    key = server.api_key.get_secret_value()
-    model = server.model or find_model(url, key)
+    model = server.model or find_model(url, server.api_key.get_secret_value())
 
     def load(adapter_id: str) -> None:
         verify_adapter(settings.adapters_dir / adapter_id, None)
-        load_adapter(url, key, adapter_id, path_on_server(settings, adapter_id))
+        load_adapter(settings, adapter_id)
 
     return RemoteEngine(url, model, server, settings.queue_limit, load if server.loads_adapters else None)
 

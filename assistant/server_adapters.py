@@ -1,4 +1,4 @@
-"""Adapters on a server that loads them while it runs, by the two routes that vLLM documents for it.
+"""Adapters on a server that loads them while it runs, by the route that vLLM documents for it.
 
 An adapter is loaded under its id, which names its content: what is loaded under a name is never another adapter, as the
 server goes on serving what it knows by a name already.
@@ -33,26 +33,27 @@ def serve_adapter(settings: Settings, adapter_id: str | None) -> None:
     """
     if adapter_id is None or not is_server(settings.engine) or not settings.server.loads_adapters:
         return
-    url, key = server_url(settings.engine), settings.server.api_key.get_secret_value()
-    load_adapter(url, key, adapter_id, path_on_server(settings, adapter_id))
-    answer = _post(f"{url}/chat/completions", key, {"model": adapter_id, **QUESTION}, adapter_id)
+    load_adapter(settings, adapter_id)
+    answer = _post(settings, "chat/completions", {"model": adapter_id, **QUESTION}, adapter_id)
     try:
         answered = answer.status_code == 200 and answer.json()["choices"][0]["message"]["role"] == "assistant"
     except (ValueError, LookupError, TypeError):
         answered = False
     if not answered:
         raise AdapterNotServed(
-            f"The model's server loaded {adapter_id} but does not answer under it ({_why(answer, key)}). See its log."
+            f"The model's server loaded {adapter_id} but does not answer under it ({_why(answer, settings)}). "
+            "See its log."
         )
 
 
-def load_adapter(url: str, key: str, adapter_id: str, path: str) -> None:
+def load_adapter(settings: Settings, adapter_id: str) -> None:
     """Ask a server to load an adapter; one that it has already is no error.
 
     Raises:
         AdapterNotServed: it did not.
     """
-    answer = _post(f"{url}/load_lora_adapter", key, {"lora_name": adapter_id, "lora_path": path}, adapter_id)
+    path = path_on_server(settings, adapter_id)
+    answer = _post(settings, "load_lora_adapter", {"lora_name": adapter_id, "lora_path": path}, adapter_id)
     if answer.status_code == 200 or LOADED_ALREADY in answer.text:
         return
     if answer.status_code in REFUSALS:
@@ -63,16 +64,17 @@ def load_adapter(url: str, key: str, adapter_id: str, path: str) -> None:
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or unset NIGHTSCHOOL_SERVER__LOADS_ADAPTERS."
         )
     raise AdapterNotServed(
-        f"The model's server does not load {adapter_id} from {path} ({_why(answer, key)}). Let it see that folder: "
-        "NIGHTSCHOOL_SERVER__ADAPTERS_DIR says where."
+        f"The model's server does not load {adapter_id} from {path} ({_why(answer, settings)}). "
+        "Let it see that folder: NIGHTSCHOOL_SERVER__ADAPTERS_DIR says where."
     )
 
 
-def _post(url: str, key: str, body: dict[str, object], adapter_id: str) -> httpx.Response:
+def _post(settings: Settings, route: str, body: dict[str, object], adapter_id: str) -> httpx.Response:
+    url, key = server_url(settings.engine), settings.server.api_key.get_secret_value()
     timeout = httpx.Timeout(LOAD_S, connect=CONNECT_S)
     try:
         with httpx.Client(headers=bearer(key), timeout=timeout, trust_env=False) as client:
-            return client.post(url, json=body)
+            return client.post(f"{url}/{route}", json=body)
     except httpx.HTTPError as error:
         raise AdapterNotServed(
             f"The model's server cannot be reached to load {adapter_id} ({type(error).__name__}). Start it, or correct "
@@ -80,10 +82,10 @@ def _post(url: str, key: str, body: dict[str, object], adapter_id: str) -> httpx
         ) from error
 
 
-def _why(answer: httpx.Response, key: str) -> str:
+def _why(answer: httpx.Response, settings: Settings) -> str:
     """The status and the server's own words, never the key."""
     try:
-        said = error_message(answer.json()).replace(key or "\0", "…")
+        said = error_message(answer.json()).replace(settings.server.api_key.get_secret_value() or "\0", "…")
     except (ValueError, RecursionError):
         said = ""
     return f"HTTP {answer.status_code}" + (f": {said[:200].rstrip('.')}" if said else "")

@@ -68,12 +68,12 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, title in bench.TITLES.items():
         base, adapted = ours[name], ours.get(f"{name}_adapter")
-        kept = "" if adapted is None else f"{bench.shown(adapted)} ({_kept(name, base, adapted):.2f})"
+        kept = "" if adapted is None else f"{bench.shown(adapted)} ({_times_as_good(name, adapted, base):.2f})"
         cells = [bench.shown(base), kept]
         if name in VERSUS:
             rival, times = VERSUS[name]
             form, best = _best(theirs, rival)
-            ratio = best / base if rival.endswith("_s") and not rival.endswith("tok_s") else base / best
+            ratio = _times_as_good(name, base, best)
             chats = ", one chat" if name == "eight_chats_tok_s" else ""
             cells += [f"{bench.shown(best)} ({form}{chats})", f"{ratio:.2f}", f"{times:g}, {_verdict(ratio >= times)}"]
         else:
@@ -86,9 +86,9 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _kept(name: str, base: float, adapted: float) -> float:
-    """The part of a figure that is left with an adapter."""
-    return adapted / base if name.endswith("tok_s") else base / adapted
+def _times_as_good(name: str, one: float, other: float) -> float:
+    """How many times as good a figure is as another: of rates the higher is better, of seconds the lower."""
+    return one / other if name.endswith("tok_s") else other / one
 
 
 def _best(theirs: dict[str, dict[str, Any]], name: str) -> tuple[str, float]:
