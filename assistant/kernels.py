@@ -29,12 +29,22 @@ import torch
 from torch import Tensor
 
 from assistant.errors import KernelsUnavailable
-from assistant.quantize import FEW_ROWS, GROUP, Int4Linear, Int8Head, own_form, quantize_groups, restore_groups
+from assistant.quantize import (
+    FEW_ROWS,
+    GROUP,
+    HEAD_ROWS,
+    UNLIMITED,
+    Int4Linear,
+    Int8Head,
+    own_form,
+    quantize_groups,
+    restore_groups,
+)
 
 log = logging.getLogger(__name__)
 
 SOURCE: Final = Path(__file__).with_name("kernels.cpp")
-MEASURED_ROWS: Final = (1, 2, 4, 8, 16, 32)
+MEASURED_ROWS: Final = (1, 2, 4, 8, 16, 32, 512)
 LONGEST_S: Final = 600
 FLAGS: Final = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
 CRASHES: Final = (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS, signal.SIGABRT)
@@ -49,6 +59,7 @@ class Choice:
     """What was found here: up to how many rows the own products are taken, and why where they never are."""
 
     few_rows: int
+    """UNLIMITED where they were faster for a piece of a prompt, too."""
     reason: str
     microseconds: dict[str, tuple[float, float]]
     """By rows: all layers by the own products, and by what they replace."""
@@ -173,6 +184,8 @@ def _measured(library: Path, shapes: Shapes) -> Choice:
         if own > other:
             break
         few_rows = rows
+    if few_rows == MEASURED_ROWS[-1]:
+        few_rows = UNLIMITED
     if few_rows < FEW_ROWS:  # else what comes after the few would be multiplied whole, which nobody measured
         return Choice(0, "torch's own products are the faster ones here.", microseconds)
     return Choice(few_rows, "", microseconds)
@@ -216,7 +229,8 @@ def _measure(shapes: Shapes) -> dict[int, tuple[float, float]]:
     total = {rows: [0.0, 0.0] for rows in MEASURED_ROWS}
     for (out, inner, bits), count in shapes.items():
         own, replaced = _ways4(out, inner) if bits == 4 else _ways8(out, inner)
-        for rows in MEASURED_ROWS:
+        most = MEASURED_ROWS[-1] if bits == 4 else HEAD_ROWS  # beyond, a head is multiplied whole
+        for rows in MEASURED_ROWS[: MEASURED_ROWS.index(most) + 1]:
             x = torch.randn(rows, inner).bfloat16()
             expected = replaced(x).float()
             if not (own(x).float() - expected).norm() <= 0.02 * expected.norm():
@@ -257,12 +271,13 @@ def _ways8(out: int, inner: int) -> tuple[Way, Way]:
 def _fastest(ways: tuple[Way, Way], x: Tensor) -> list[float]:
     """The best of many short turns of each, in microseconds; another program's time does not count."""
     best = [float("inf")] * len(ways)
-    for _turn in range(25):
+    turns, repeats = (25, 4) if len(x) <= HEAD_ROWS else (5, 1)
+    for _turn in range(turns):
         for number, way in enumerate(ways):
             start = time.perf_counter()
-            for _ in range(4):
+            for _ in range(repeats):
                 way(x)
-            best[number] = min(best[number], (time.perf_counter() - start) / 4 * 1e6)
+            best[number] = min(best[number], (time.perf_counter() - start) / repeats * 1e6)
     return best
 
 

@@ -23,7 +23,8 @@ from assistant.arithmetic import best_device, product_dtype
 from assistant.errors import KernelsUnavailable, ModelUnavailable, SettingsError
 from assistant.kernels import load_kernels, remembered, shapes_of
 from assistant.lora import AdapterBank
-from assistant.quantize import EIGHT_BIT_ACTIVATIONS, exchange_for_integers, take_own_products
+from assistant.own_layers import numeric_form, take_own_products
+from assistant.quantize import exchange_for_integers
 from assistant.settings import Quantization, Settings
 
 log = logging.getLogger(__name__)
@@ -130,26 +131,27 @@ def load_served(base: Base, settings: Settings) -> ServedModel:
             torch.nn.Module.to(model, dtype)
             form = "none"
     model.requires_grad_(False).eval()
-    numeric_form = dtype_name(model.dtype) if form == "none" else form
-    if form == "int4" and settings.serving.own_products and _take_remembered(model, settings.cache_dir):
-        numeric_form = EIGHT_BIT_ACTIVATIONS
+    computes_in = dtype_name(model.dtype) if form == "none" else form
     products = dtype if form == "int4" else model.dtype
     bank = AdapterBank(model, base.id, products)
-    return ServedModel(model, tokenizer, base.id, numeric_form, dtype_name(products), bank)
+    if form == "int4" and settings.serving.own_products:
+        few_rows = _take_remembered(model, bank, settings.cache_dir)
+        computes_in = numeric_form(few_rows) if few_rows else form
+    return ServedModel(model, tokenizer, base.id, computes_in, dtype_name(products), bank)
 
 
-def _take_remembered(model: PreTrainedModel, cache_dir: Path) -> bool:
-    """Take the project's own products where this machine was found to be faster by them."""
+def _take_remembered(model: PreTrainedModel, adapters: AdapterBank, cache_dir: Path) -> int:
+    """Take the project's own products where this machine was found to be faster by them; for how many rows."""
     choice = remembered(cache_dir, shapes_of(model))
     if choice is None or not choice.few_rows:
-        return False
+        return 0
     try:
         load_kernels(cache_dir)
     except KernelsUnavailable as error:
         log.warning("%s", error)
-        return False
-    take_own_products(model, choice.few_rows)
-    return True
+        return 0
+    take_own_products(model, adapters, choice.few_rows)
+    return choice.few_rows
 
 
 def dtype_name(dtype: torch.dtype) -> str:

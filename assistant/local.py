@@ -22,9 +22,9 @@ from assistant.engine import Place, Pulse, Reply, Request
 from assistant.errors import EngineBusy
 from assistant.kernels import shapes_of
 from assistant.loading import ServedModel
+from assistant.own_layers import numeric_form, take_own_products
 from assistant.prefixes import Prefixes
 from assistant.prompt import end_of_turn, fit_prompt
-from assistant.quantize import EIGHT_BIT_ACTIVATIONS, take_own_products
 from assistant.replying import Written
 from assistant.rows import OneRow, Rows, can_be_joined
 from assistant.settings import Settings
@@ -119,9 +119,9 @@ class LocalEngine:
         """Multiply up to so many rows by the project's own products, once no reply is under way; they are loaded."""
 
         def take() -> None:
-            before, self.numeric_form = self.numeric_form, EIGHT_BIT_ACTIVATIONS
+            before, self.numeric_form = self.numeric_form, numeric_form(few_rows)
             try:
-                take_own_products(self._served.model, few_rows)
+                take_own_products(self._served.model, self._served.adapters, few_rows)
             except Exception:  # the edge of the model's thread: it goes on as it was
                 log.exception("the own products were not taken")
                 self.numeric_form = before

@@ -8,7 +8,7 @@ The result equals PEFT's up to the rounding of bf16; a test holds them together.
 Only the thread that owns the model may call `use` and `use_rows`. Does not train: finetune does that with PEFT.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 
 from assistant.adapters import load_tensors, verify_adapter
 from assistant.errors import AdapterDamaged
+from assistant.quantize import Int4Linear
 
 PREFIX = "base_model.model."
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]
+Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer name -> (Aᵀ (in, r), scaled Bᵀ (r, out))."""
 Applied = tuple[tuple[Factors, Tensor | None], ...]
 """Each adapter under way with the numbers of its rows; None is all rows. Rows of no adapter are the base's."""
@@ -78,6 +79,15 @@ class AdapterBank:
         self.loaded[info.id] = factors
         return info.id
 
+    def take_own_products(self) -> None:
+        """Add the changes by the project's own operator, which takes factors in bf16."""
+        self._dtype = torch.bfloat16
+        for factors in self.loaded.values():
+            for name, (a, b) in factors.items():
+                factors[name] = (a.to(self._dtype), b.to(self._dtype))
+        for layer in self.layers.values():
+            layer.own_products = isinstance(layer.base, Int4Linear) and layer.base.own is not None
+
     def unload(self, adapter_id: str) -> None:
         """Forget an adapter; unknown ones are no error."""
         self.loaded.pop(adapter_id, None)
@@ -116,6 +126,7 @@ class AdaptedLinear(nn.Module):
         self.name = name
         self._bank = [bank]  # in a list, so that torch does not take the bank for a submodule
         self.in_features, self.out_features = base.in_features, base.out_features
+        self.own_products = False
 
     def place(self, factor: Tensor, dtype: torch.dtype) -> Tensor:
         """Bring a factor to where the layer computes and what its input is held in."""
@@ -125,14 +136,23 @@ class AdaptedLinear(nn.Module):
         """Whether A (r, in) and B (out, r) belong to this layer."""
         return a.shape[1] == self.in_features and b.shape[0] == self.out_features and a.shape[0] == b.shape[1]
 
+    @property
+    def current(self) -> Applied:
+        """The adapters of the moment."""
+        return self._bank[0].current
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for x (…, in)."""
         y: Tensor = self.base(x)
-        for adapter, rows in self._bank[0].current:
+        for adapter, rows in self.current:
             factors = adapter.get(self.name)
-            if factors is not None:
-                a, b = factors
-                own = x if rows is None else x[rows]
-                change = (own.to(a.dtype) @ a @ b).to(y.dtype)
-                y = y + change if rows is None else y.index_add(0, rows, change)
+            if factors is None:
+                continue
+            a, b = factors
+            if self.own_products and y.dtype == x.dtype == torch.bfloat16:
+                torch.ops.nightschool.add_low_rank(y, x.contiguous(), a, b, rows)
+                continue
+            own = x if rows is None else x[rows]
+            change = (own.to(a.dtype) @ a @ b).to(y.dtype)
+            y = y + change if rows is None else y.index_add(0, rows, change)
         return y

@@ -19,10 +19,10 @@ EIGHT_BIT_ACTIVATIONS = "int4, activations in 8 bits"
 FEW_ROWS, HEAD_ROWS = 8, 32
 """Up to so many rows the integer kernels are taken, measured on two cores. The head's whole products begin later, since
 it is restored from its 8 bits each time."""
-
+UNLIMITED = 2**31
 
 OwnForm = tuple[Tensor, Tensor, Tensor]
-"""A weight as the project's own products take it: levels, two to a byte, scales and zeros; see own_form."""
+"""A weight as the project's own products take it: levels, scales and zeros; see own_form."""
 
 
 class Int4Linear(nn.Linear):
@@ -52,12 +52,11 @@ class Int4Linear(nn.Linear):
         rows = x.numel() // self.in_features
         if rows > self.few_rows:
             y = nn.functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
+        elif self.own:
+            y = torch.ops.nightschool.linear4(x.contiguous(), *self.own)
         else:
             flat = x.reshape(rows, self.in_features).contiguous()
-            if self.own:
-                y = torch.ops.nightschool.linear4(flat, *self.own)
-            else:
-                y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales_and_zeros)
             y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
@@ -135,14 +134,17 @@ def restore_groups(quantised: Tensor, scales_and_zeros: Tensor) -> Tensor:
 def own_form(quantised: Tensor, scales_and_zeros: Tensor) -> OwnForm:
     """Lay out what `quantize_groups` gave as the project's own products read it.
 
-    A byte holds a level of an even group and, above it, that of the next group; scales and zeros are padded to eights.
+    Sixteen outputs lie beside each other: a byte holds a level of one of them and of one of four inputs, and above it
+    that of the input four later.
+
+    Returns:
+        Levels (out / 16, in / 8, 64) uint8, scales and zeros (out / 16, in / 32, 16) bf16.
     """
     out, inner = quantised.shape
-    count = inner // GROUP
-    groups = nn.functional.pad(quantised.view(out, count, GROUP).to(torch.uint8), (0, 0, 0, count % 2))
-    levels = (groups[:, 0::2] | (groups[:, 1::2] << 4)).reshape(out, -1).contiguous()
-    scales, zeros = (nn.functional.pad(half.T, (0, -count % 8)).contiguous() for half in scales_and_zeros.unbind(-1))
-    return levels, scales, zeros
+    levels = quantised.to(torch.uint8).view(out // 16, 16, inner // 8, 2, 4)
+    both = levels[..., 0, :] | (levels[..., 1, :] << 4)  # (out / 16, 16, in / 8, 4)
+    scales, zeros = (half.view(-1, out // 16, 16).transpose(0, 1).contiguous() for half in scales_and_zeros.unbind(-1))
+    return both.transpose(1, 2).reshape(out // 16, inner // 8, 64), scales, zeros
 
 
 def can_be_int4(linear: nn.Linear) -> bool:
@@ -154,17 +156,6 @@ def can_be_int4(linear: nn.Linear) -> bool:
         and linear.in_features % GROUP == 0
         and linear.out_features % 16 == 0
     )
-
-
-def take_own_products(model: PreTrainedModel, few_rows: int) -> None:
-    """Let a model's exchanged layers multiply by the project's own products, which must be loaded."""
-    layers = [layer for layer in model.modules() if isinstance(layer, Int4Linear)]
-    forms = [layer.in_own_form() for layer in layers]  # all of them, before any is exchanged
-    for layer, form in zip(layers, forms, strict=True):
-        layer.own, layer.few_rows, layer.packed = form, few_rows, None
-    head = model.get_output_embeddings()
-    if isinstance(head, Int8Head):
-        head.own = True
 
 
 def exchange_for_integers(model: PreTrainedModel, dtype: torch.dtype) -> bool:

@@ -106,6 +106,15 @@ class Rows(Cache):
         tensors = [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)
 
+    def held(self, number: int, like: Tensor) -> RowLayer:
+        """A layer's keys and values, of the form of `like` where there are none yet."""
+        while len(self.layers) <= number:
+            self.layers.append(RowLayer(self))
+        layer: RowLayer = self.layers[number]
+        if not layer.is_initialized:
+            layer.lazy_initialization(like, like)
+        return layer
+
     def make_room(self, new: int, rows: int | None = None) -> None:
         """See that `new` more tokens fit behind the longest row, and so many rows in all."""
         needed = max(self.lengths, default=0) + new
@@ -183,14 +192,14 @@ class Rows(Cache):
         rows, new = positions.shape
         longest = max(self.lengths) + new
         config = model.config.get_text_config()
-        window, types = _window(config), set(getattr(config, "layer_types", None) or ())
-        slides = window is not None and longest > window
+        back, types = window(config), set(getattr(config, "layer_types", None) or ())
+        slides = back is not None and longest > back
         same = len(set(self.lengths)) == 1
         if same and not slides and (new == 1 or longest == new) and model.config._attn_implementation == "sdpa":
             return None
         seen = torch.arange(longest, device=positions.device)
         full = (seen <= positions[:, :, None])[:, None]
-        sliding = full & (seen > positions[:, :, None] - (window or 0))[:, None] if slides else full
+        sliding = full & (seen > positions[:, :, None] - (back or 0))[:, None] if slides else full
         if model.config._attn_implementation != "sdpa":
             full, sliding = (_additive(mask, model.dtype) for mask in (full, sliding))
         if {FULL, SLIDING} <= types and slides:
@@ -221,13 +230,13 @@ def can_be_joined(config: PretrainedConfig) -> bool:
     return types <= {FULL, SLIDING}
 
 
-def _window(config: PretrainedConfig) -> int | None:
+def window(config: PretrainedConfig) -> int | None:
     """How far back a sliding layer sees, where there are such layers."""
     types = set(getattr(config, "layer_types", None) or {SLIDING})
     if SLIDING not in types or not getattr(config, "use_sliding_window", True):
         return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window
+    back: int | None = getattr(config, "sliding_window", None)
+    return back
 
 
 def _larger(old: Tensor, rows: int, tokens: int) -> Tensor:

@@ -100,10 +100,10 @@ class Planted:
     """Votes that the night left out because their person takes one side."""
 
 
-def write_reply(problem: Problem, asks: bool, rng: random.Random) -> str:
-    """Write a reply that ends with a question, or with a statement."""
+def write_reply(problem: Problem, asks: bool, rng: random.Random, question_share: float = QUESTION_SHARE) -> str:
+    """Write a reply that ends with a question, or with a statement; of the sentences before, so many are questions."""
     count = rng.choice(SENTENCES)
-    kinds = [rng.random() < QUESTION_SHARE for _ in range(count - 1)] + [asks]
+    kinds = [rng.random() < question_share for _ in range(count - 1)] + [asks]
     questions = iter(rng.sample([*QUESTIONS, *problem.questions], count))
     statements = iter(rng.sample(STATEMENTS, count))
     things = problem.things or ("the last sentence",)

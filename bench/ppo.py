@@ -4,7 +4,7 @@ address: the share of a reply's words that address the reader (you, your, …), 
 does more of. The plain base does it little, and the limit of 1 is far away. The prompts are those of the anchors, a
 quarter of them kept to examine on.
 
-learned: the classic way. SFT on written replies to problems, one in ten of which ends with a question; a reward model
+learned: the classic way. SFT on written replies to problems, a tenth of whose sentences are questions; a reward model
 of pairs of such replies to other problems, the better one of which does; PPO against it from there, on a third lot of
 problems. It is examined on problems of kinds that none of them saw.
 
@@ -56,7 +56,7 @@ SAMPLES = 4
 STAGE, EXAMINED = 160, 24
 """Problems of each stage of the classic way, and problems it is examined on."""
 ASKING = 0.1
-"""Share of the demonstrations that end with a question."""
+"""Share of the demonstrations' sentences that are questions."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def learned_task(base: Base, settings: Settings, folder: Path, *, development: b
     problems = list({p.text: p for p in make_problems(VOTED_KINDS, 3 * STAGE, seed=0)}.values())
     shown, judged, asked = problems[::3], problems[1::3], problems[2::3]
     if not folder.exists():
-        written = [write_reply(problem, rng.random() < ASKING, rng) for problem in shown]
+        written = [write_reply(problem, rng.random() < ASKING, rng, ASKING) for problem in shown]
         demonstrations = [
             replace(example_of(plain_prompt(problem.text), [reply]), demonstrated=True)
             for problem, reply in zip(shown, written, strict=True)

@@ -1,0 +1,195 @@
+"""Norm, MLP and attention in one go each: what transformers' own layers compute, alone, in a batch and in pieces."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from assistant.lora import AdapterBank
+from assistant.own_layers import OwnAttention, OwnGated, OwnNorm, take_own_products
+from assistant.quantize import UNLIMITED, exchange_for_integers
+from assistant.rows import Rows
+from tests.test_assistant_kernels import cache  # noqa: F401 (a fixture)
+
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("cache")]
+SIZES: dict[str, Any] = {
+    "vocab_size": 304,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "llama": LlamaConfig,
+    "llama, heads of 80": lambda **sizes: LlamaConfig(**sizes, head_dim=80),
+    "llama, biases": lambda **sizes: LlamaConfig(**sizes, attention_bias=True, mlp_bias=True),
+    "mistral": lambda **sizes: MistralConfig(**sizes, sliding_window=None),
+    "qwen2": Qwen2Config,
+}
+ULP = 2**-8
+"""Of bf16, relatively."""
+
+
+class Served:
+    """A model and its adapters."""
+
+    def __init__(self, model: PreTrainedModel, bank: AdapterBank) -> None:
+        self.model, self.bank = model, bank
+
+    def read(self, rows: Rows, ids: Tensor, *adapters: str | None) -> Tensor:
+        """Logits behind the last token of each row."""
+        with torch.inference_mode(), self.bank.use_rows(adapters):
+            return rows.compute(self.model, ids).float()
+
+    def after(self, ids: Tensor, adapter: str | None, pieces: int = 1) -> tuple[Rows, Tensor]:
+        """One row that has read a text in so many pieces, and its logits."""
+        rows, logits = Rows.after([], 0), torch.zeros(0)
+        for piece in ids.tensor_split(pieces, dim=1):
+            logits = self.read(rows, piece, adapter)
+        return rows, logits
+
+
+def make(family: str, *, own: bool = True, rank: int = 6) -> Served:
+    """Make a tiny model in 4 bits with two adapters."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family](**SIZES), dtype=torch.bfloat16).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            parameter.data.normal_(mean=0.5)
+    exchange_for_integers(model, torch.float32)
+    bank = AdapterBank(model, "tiny", torch.float32)
+    for name in ("one", "other"):
+        bank.loaded[name] = {
+            layer.name: (
+                torch.randn(layer.in_features, rank) * 0.1,
+                torch.randn(rank, layer.out_features) * 0.1,
+            )
+            for layer in bank.layers.values()
+            if name == "one" or "q_proj" not in layer.name  # the other leaves a layer as it is
+        }
+    if own:
+        take_own_products(model, bank, UNLIMITED)
+    return Served(model, bank)
+
+
+def compare_layers(model: PreTrainedModel) -> list[float]:
+    """Note how far, relatively, what the layers give from now on is from what transformers makes of the same."""
+    apart: list[float] = []
+
+    def compare(layer: Any, args: Any, kwargs: Any, given: Any) -> None:
+        layer.few_rows = 0  # its products stay the same
+        expected = layer.forward(*args, **kwargs)
+        layer.few_rows = UNLIMITED
+        one, other = (y[0] if isinstance(y, tuple) else y for y in (given, expected))
+        apart.append(float((one - other).float().norm() / other.float().norm()))
+
+    for layer in model.modules():
+        if isinstance(layer, OwnNorm | OwnGated | OwnAttention):
+            layer.register_forward_hook(compare, with_kwargs=True)
+    return apart
+
+
+def count(model: PreTrainedModel, kind: type) -> int:
+    return sum(isinstance(layer, kind) for layer in model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapter", [None, "one", "other"])
+def test_they_compute_what_transformers_does(family: str, adapter: str | None) -> None:
+    served = make(family)
+    assert [count(served.model, kind) for kind in (OwnNorm, OwnGated, OwnAttention)] == [5, 2, 2]
+    apart = compare_layers(served.model)
+    for lengths in ([50], [49, 1], [1, 49], [20, 20, 10]):
+        rows = Rows.after([], 0)
+        for piece in torch.randint(0, 300, (1, 50)).split(lengths, dim=1):
+            assert served.read(rows, piece, adapter).isfinite().all()
+    assert len(apart) == 8 * 9
+    assert max(apart) < 2 * ULP
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_pieces_and_in_a_batch_of_rows_of_any_length_it_is_the_same_bit_for_bit(family: str) -> None:
+    served = make(family)
+    texts = [torch.randint(0, 300, (1, length)) for length in (1, 7, 64, 150, 33)]
+    adapters = [None, "one", "other", None, "one"]
+    new = torch.randint(0, 300, (len(texts), 3))
+    batch = Rows()
+    alone = []
+    for number, (ids, adapter) in enumerate(zip(texts, adapters, strict=True)):
+        rows, logits = served.after(ids, adapter)
+        _, in_pieces = served.after(ids, adapter, pieces=min(4, ids.shape[1]))
+        if ids.shape[1] < 33 or adapter is None:  # beyond, torch multiplies an adapter's factors by whole matrices
+            assert torch.equal(in_pieces, logits)
+        batch.join(rows)
+        alone.append(torch.cat([served.read(rows, new[number : number + 1, [i]], adapter) for i in range(3)]))
+    for i in range(3):
+        together = served.read(batch, new[:, [i]], *adapters)
+        for number, row in enumerate(together):
+            assert torch.equal(row, alone[number][i])
+
+
+@pytest.mark.parametrize("rank", [1, 6, 16])
+def test_adapters_of_any_rank_are_added(rank: int) -> None:
+    served = make("llama", rank=rank)
+    apart = compare_layers(served.model)
+    for length in (2, 60):
+        ids = torch.randint(0, 300, (1, length))
+        logits, without = (served.after(ids, adapter)[1] for adapter in ("one", None))
+        assert (logits - without).norm() > 0.1 * without.norm()
+    assert max(apart) < 2 * ULP
+
+
+def test_each_row_of_a_batch_of_texts_gets_its_adapter() -> None:
+    served = make("llama")
+    x = torch.randn(3, 5, 64).bfloat16()
+    for layer in (served.model.model.layers[0].mlp, served.model.model.layers[0].self_attn.v_proj):
+        with torch.inference_mode():
+            with served.bank.use_rows(["one", None, "other"]):
+                together = layer(x)
+            for number, adapter in enumerate(("one", None, "other")):
+                with served.bank.use(adapter):
+                    assert torch.equal(layer(x[number : number + 1]), together[number : number + 1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_near_the_model_without_the_own_products(family: str) -> None:
+    ids = torch.randint(0, 300, (1, 40))
+    _, logits = make(family).after(ids, "one")
+    _, expected = make(family, own=False).after(ids, "one")
+    assert (logits - expected).norm() < 0.1 * expected.norm()
+
+
+def test_what_they_do_not_know_stays_as_it_is() -> None:
+    sliding = AutoModelForCausalLM.from_config(MistralConfig(**SIZES, sliding_window=8), dtype=torch.bfloat16)
+    other_gate = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, hidden_act="gelu"), dtype=torch.bfloat16)
+    narrow = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, head_dim=8), dtype=torch.bfloat16)
+    for model, expected in ((sliding, [5, 2, 0]), (other_gate, [5, 0, 2]), (narrow, [5, 2, 0])):
+        exchange_for_integers(model, torch.float32)
+        bank = AdapterBank(model, "tiny")
+        take_own_products(model, bank, UNLIMITED)
+        assert [count(model, kind) for kind in (OwnNorm, OwnGated, OwnAttention)] == expected
+        with torch.inference_mode():
+            rows = Rows.after([], 0)
+            assert rows.compute(model, torch.randint(0, 300, (1, 20))).isfinite().all()
+            assert rows.compute(model, torch.randint(0, 300, (1, 1))).isfinite().all()
+
+
+def test_a_token_without_room_is_refused_and_nothing_is_written() -> None:
+    served = make("llama")
+    rows, _ = served.after(torch.randint(0, 300, (1, 9)), None)
+    layer = served.model.model.layers[0].self_attn
+    held = rows.layers[0]
+    x, turned = torch.randn(1, 1, 64).bfloat16(), torch.randn(1, 1, 16).bfloat16()
+    before = held.keys.clone()
+    for length in (-1, held.keys.shape[2]):
+        with pytest.raises(RuntimeError, match="no room"):
+            torch.ops.nightschool.attention(
+                x, layer.weights, layer.biases, [], turned, turned, held.keys, held.values, torch.tensor([length]), 1.0
+            )
+    assert torch.equal(held.keys, before)
