@@ -1,6 +1,6 @@
 """Products with integers that this machine compiles for itself, and whether they are the faster ones here.
 
-torch multiplies weights of 4 bits by activations in bf16. `kernels.cpp` rounds the activations to 8 bits first, by
+torch multiplies weights of 4 bits by activations in bf16. `native/` rounds the activations to 8 bits first, by
 groups of 32 as llama.cpp does, and multiplies whole numbers. It is compiled once (about 20 s, in the background),
 measured in a process of its own against what it would replace, and the choice is remembered by processor, versions and
 layers.
@@ -43,7 +43,7 @@ from assistant.quantize import (
 
 log = logging.getLogger(__name__)
 
-SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+SOURCES: Final = Path(__file__).with_name("native")
 MEASURED_ROWS: Final = (1, 2, 4, 8, 16, 32, 512)
 LONGEST_S: Final = 600
 FLAGS: Final = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
@@ -147,7 +147,7 @@ def _built(cache_dir: Path) -> Path:
     if platform.machine() not in ("x86_64", "AMD64"):
         raise KernelsUnavailable(f"The faster products are written for x86-64, not for {platform.machine()}.")
     there = Path(torch.__file__).parent
-    command = [*compiler.split(), *FLAGS, str(SOURCE), "-ltorch_cpu", "-lc10", f"-L{there / 'lib'}"]
+    command = [*compiler.split(), *FLAGS, str(SOURCES / "operators.cpp"), "-ltorch_cpu", "-lc10", f"-L{there / 'lib'}"]
     command += [f"-I{there / 'include'}", f"-I{there / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
 
     def compile_to(file: Path) -> None:
@@ -292,7 +292,7 @@ def _choice_file(cache_dir: Path, shapes: Shapes) -> Path:
 
 def _machine() -> str:
     """What the compiled products are good for: this source, torch and processor."""
-    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
     digest.update(torch.__version__.encode())
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else [platform.processor()]

@@ -1,7 +1,7 @@
 """Norm, MLP and attention in one go each: transformers' classes with a shorter way, taken with the own products.
 
 A step of a small model is some two thousand small operators, and most of its time went into starting them. Here the
-norm, the gated MLP and the attention are one operator each (kernels.cpp), rounded to bf16 where transformers rounds.
+norm, the gated MLP and the attention are one operator each (native/), rounded to bf16 where transformers rounds.
 Any other case goes the way of the class that is extended. A layer is exchanged by its class alone, so that names,
 weights and adapters stay where they were.
 """

@@ -4,7 +4,7 @@ address: the share of a reply's words that address the reader (you, your, …), 
 does more of. The plain base does it little, and the limit of 1 is far away. The prompts are those of the anchors, a
 quarter of them kept to examine on.
 
-learned: the classic way. SFT on written replies to problems, a tenth of whose sentences are questions; a reward model
+learned: the classic way. SFT on written replies to problems, one in twenty sentences a question; a reward model
 of pairs of such replies to other problems, the better one of which does; PPO against it from there, on a third lot of
 problems. It is examined on problems of kinds that none of them saw.
 
@@ -55,7 +55,7 @@ SAMPLES = 4
 """Replies to each held-out prompt."""
 STAGE, EXAMINED = 160, 24
 """Problems of each stage of the classic way, and problems it is examined on."""
-ASKING = 0.1
+ASKING = 0.05
 """Share of the demonstrations' sentences that are questions."""
 
 

@@ -1,0 +1,183 @@
+// The attention of new tokens behind the keys and values of their rows.
+#pragma once
+
+#include "numbers.h"
+
+namespace {
+
+// Turn a head of `width` numbers to its position, as transformers' apply_rotary_pos_emb does.
+void turn(const uint16_t* x, const uint16_t* cosine, const uint16_t* sine, int64_t width, uint16_t* to) {
+  const int64_t half = width / 2;
+  const auto by = [](__m256 one, const uint16_t* other) { return rounded8(_mm256_mul_ps(one, widen8(other))); };
+  for (int64_t i = 0; i < half; i += LANES) {
+    const __m256 first = widen8(x + i), second = widen8(x + half + i);
+    narrow8(_mm256_sub_ps(by(first, cosine + i), by(second, sine + i)), to + i);
+    narrow8(_mm256_add_ps(by(second, cosine + half + i), by(first, sine + half + i)), to + half + i);
+  }
+}
+
+// Sixteen numbers in bf16 as their even and their odd ones.
+struct Halves {
+  __m256 even, odd;
+
+  explicit Halves(const uint16_t* from) {
+    const __m256i both = bytes_of(from);
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+};
+
+// Q queries of one row that look at the same keys, each up to its own last one.
+template <int Q>
+struct Lookers {
+  int64_t width, most = 0, counts[Q];
+  float scale;
+  std::vector<float> queries, weights;  // (Q, width), the even ones of each sixteen first; (Q, padded)
+  uint16_t* to[Q];
+
+  Lookers(int64_t w, float s) : width(w), scale(s), queries(Q * w) {}
+
+  void take(int q, const uint16_t* turned, int64_t count, uint16_t* result) {
+    for (int64_t i = 0; i < width; i += 2 * LANES) {
+      const Halves halves(turned + i);
+      _mm256_storeu_ps(&queries[q * width + i], halves.even);
+      _mm256_storeu_ps(&queries[q * width + i + LANES], halves.odd);
+    }
+    counts[q] = count, to[q] = result, most = std::max(most, count);
+  }
+
+  void look(const uint16_t* keys, const uint16_t* values) {
+    const int64_t padded = (most + LANES - 1) / LANES * LANES;
+    weights.resize(Q * padded);
+    for (int64_t t = 0; t < most; ++t) weigh(keys + t * width, t, padded);
+    float per_total[Q];
+    for (int q = 0; q < Q; ++q) per_total[q] = raise(&weights[q * padded], counts[q], padded);
+    constexpr int N = Q == 1 ? 4 : Q == 2 ? 2 : 1;  // as many sums as there are registers for
+    int64_t i = 0;
+    for (; i + N * 16 <= width; i += N * 16) mix<N>(values + i, padded, per_total, i);
+    for (; i < width; i += 16) mix<1>(values + i, padded, per_total, i);
+  }
+
+ private:
+  // What a key is worth to each query.
+  void weigh(const uint16_t* key, int64_t t, int64_t padded) {
+    __m256 even[Q], odd[Q];
+    for (int q = 0; q < Q; ++q) even[q] = odd[q] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < width; i += 2 * LANES) {
+      const Halves k(key + i);
+      for (int q = 0; q < Q; ++q) {
+        even[q] = _mm256_fmadd_ps(k.even, _mm256_loadu_ps(&queries[q * width + i]), even[q]);
+        odd[q] = _mm256_fmadd_ps(k.odd, _mm256_loadu_ps(&queries[q * width + i + LANES]), odd[q]);
+      }
+    }
+    for (int q = 0; q < Q; ++q) weights[q * padded + t] = scale * sum8(_mm256_add_ps(even[q], odd[q]));
+  }
+
+  // Put the exponentials in the place of the first `count` weights, and 0 in the others'; one by their total.
+  static float raise(float* weights, int64_t count, int64_t padded) {
+    std::fill(weights + count, weights + padded, -std::numeric_limits<float>::infinity());
+    __m256 most = _mm256_loadu_ps(weights), totals = _mm256_setzero_ps();
+    for (int64_t t = LANES; t < padded; t += LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(weights + t));
+    alignas(32) float largest[LANES];
+    _mm256_store_ps(largest, most);
+    const __m256 top = _mm256_set1_ps(*std::max_element(largest, largest + LANES));
+    for (int64_t t = 0; t < padded; t += LANES) {
+      const __m256 weight = exp8(_mm256_sub_ps(_mm256_loadu_ps(weights + t), top));
+      _mm256_storeu_ps(weights + t, weight);
+      totals = _mm256_add_ps(totals, weight);
+    }
+    std::fill(weights + count, weights + padded, 0.0f);
+    return 1.0f / sum8(totals);
+  }
+
+  // The mean of the values by the weights, of 16 N numbers of each from `at` on.
+  template <int N>
+  void mix(const uint16_t* values, int64_t padded, const float* per_total, int64_t at) {
+    __m256 even[Q][N], odd[Q][N];
+    for (int q = 0; q < Q; ++q)
+      for (int n = 0; n < N; ++n) even[q][n] = odd[q][n] = _mm256_setzero_ps();
+    for (int64_t t = 0; t < most; ++t, values += width)
+      for (int n = 0; n < N; ++n) {
+        const Halves value(values + n * 16);
+        for (int q = 0; q < Q; ++q) {
+          const __m256 weight = _mm256_broadcast_ss(&weights[q * padded + t]);
+          even[q][n] = _mm256_fmadd_ps(weight, value.even, even[q][n]);
+          odd[q][n] = _mm256_fmadd_ps(weight, value.odd, odd[q][n]);
+        }
+      }
+    for (int q = 0; q < Q; ++q)
+      for (int n = 0; n < N; ++n) {
+        alignas(32) float evens[LANES], odds[LANES];
+        _mm256_store_ps(evens, even[q][n]);
+        _mm256_store_ps(odds, odd[q][n]);
+        for (int64_t j = 0; j < LANES; ++j) {
+          to[q][at + n * 16 + 2 * j] = narrow(evens[j] * per_total[q]);
+          to[q][at + n * 16 + 2 * j + 1] = narrow(odds[j] * per_total[q]);
+        }
+      }
+  }
+};
+
+// The attention of new tokens behind each row: turned to their positions, written behind the row's keys and values, and
+// held against all of them up to their own. query (rows, new, heads * d), key and value (rows, new, key heads * d), cosine
+// and sine (rows, new, d), keys and values (room for rows, key heads, room for tokens, d), all bf16; lengths (rows) int64
+// before the new tokens -> (rows, new, heads * d) bf16
+at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& cosine,
+                  const at::Tensor& sine, at::Tensor& keys, at::Tensor& values, const at::Tensor& lengths, double scale) {
+  TORCH_CHECK(query.dim() == 3 && keys.dim() == 4 && lengths.scalar_type() == at::kLong, "the forms must be as stated");
+  const int64_t rows = query.size(0), news = query.size(1), key_heads = keys.size(1), room = keys.size(2);
+  const int64_t width = keys.size(3), heads = query.size(2) / width, shared = heads / key_heads, each = rows * news;
+  for (const auto* one : {&query, &key, &value, &cosine, &sine}) TORCH_CHECK(is_plain(*one), "contiguous bf16 is needed");
+  TORCH_CHECK(is_plain(keys) && is_plain(values) && keys.sizes() == values.sizes() && width % (2 * LANES) == 0 &&
+                  rows <= keys.size(0) && rows == lengths.numel() && heads == shared * key_heads &&
+                  query.size(2) == heads * width && key.numel() == each * key_heads * width &&
+                  value.numel() == key.numel() && cosine.numel() == each * width && sine.numel() == cosine.numel(),
+              "rows, heads and widths must fit each other");
+  auto y = at::empty_like(query);
+  const auto *q = read(query), *k = read(key), *v = read(value), *c = read(cosine), *s = read(sine);
+  auto *held_keys = write(keys), *held_values = write(values), *to = write(y);
+  const int64_t* before = lengths.const_data_ptr<int64_t>();
+  int64_t looks = 1;
+  for (int64_t row = 0; row < rows; ++row) {
+    TORCH_CHECK(before[row] >= 0 && before[row] + news <= room, "there is no room for the new tokens");
+    looks += news * (before[row] + news);
+  }
+  at::parallel_for(0, each, WORTH_A_THREAD / (key_heads * width), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t head = 0; head < key_heads; ++head) {
+        const int64_t row = n / news, place = (row * key_heads + head) * room + before[row] + n % news;
+        turn(k + (n * key_heads + head) * width, c + n * width, s + n * width, width, held_keys + place * width);
+        std::memcpy(held_values + place * width, v + (n * key_heads + head) * width, width * sizeof *v);
+      }
+  });
+  // The queries to a key head, token by token, are taken four at a time; late ones, which look at many keys, and early
+  // ones in turn, so that threads have as much to do.
+  const int64_t asked = news * shared, blocks = (asked + BLOCK - 1) / BLOCK, units = rows * key_heads * blocks;
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD * units / (2 * looks * heads * width));
+  const auto answer = [&]<int Q>(int64_t row, int64_t key_head, int64_t first) {
+    Lookers<Q> lookers(width, scale);
+    std::vector<uint16_t> turned(width);
+    for (int i = 0; i < Q; ++i) {
+      const int64_t token = (first + i) / shared, head = key_head * shared + (first + i) % shared, n = row * news + token;
+      turn(q + (n * heads + head) * width, c + n * width, s + n * width, width, turned.data());
+      lookers.take(i, turned.data(), before[row] + token + 1, to + (n * heads + head) * width);
+    }
+    const int64_t at = (row * key_heads + key_head) * room * width;
+    lookers.look(held_keys + at, held_values + at);
+  };
+  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t b = unit % blocks, block = b % 2 ? blocks - 1 - b / 2 : b / 2, first = block * BLOCK;
+      const int64_t key_head = unit / blocks % key_heads, row = unit / blocks / key_heads;
+      switch (std::min(BLOCK, asked - first)) {
+        case 1: answer.template operator()<1>(row, key_head, first); break;
+        case 2: answer.template operator()<2>(row, key_head, first); break;
+        case 3: answer.template operator()<3>(row, key_head, first); break;
+        default: answer.template operator()<4>(row, key_head, first);
+      }
+    }
+  });
+  return y;
+}
+
+}  // namespace
