@@ -96,7 +96,8 @@ class OwnAttention(OwnLayer):
                 hidden_states, position_embeddings, attention_mask, past_key_values, **others
             )
         key_heads = self.linears[1].out_features // self.head_dim
-        held = past_key_values.held(self.layer_idx, hidden_states.new_empty(1, key_heads, 1, self.head_dim))
+        like = hidden_states.new_empty(1, key_heads, 1, self.head_dim)
+        held = past_key_values.held(self.layer_idx, like, like)
         y = torch.ops.nightschool.attention(
             hidden_states,
             self.weights,

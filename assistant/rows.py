@@ -91,12 +91,10 @@ class Rows(Cache):
         if not kept:
             return rows
         rows.make_room(tokens)
-        for keys, values in kept:
-            layer = RowLayer(rows)
-            layer.lazy_initialization(keys[None], values[None])
+        for number, (keys, values) in enumerate(kept):
+            layer = rows.held(number, keys[None], values[None])
             layer.keys[0, :, :tokens] = keys[:, :tokens]
             layer.values[0, :, :tokens] = values[:, :tokens]
-            rows.layers.append(layer)
         rows.lengths = [tokens]
         return rows
 
@@ -106,13 +104,13 @@ class Rows(Cache):
         tensors = [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)
 
-    def held(self, number: int, like: Tensor) -> RowLayer:
-        """A layer's keys and values, of the form of `like` where there are none yet."""
+    def held(self, number: int, keys: Tensor, values: Tensor) -> RowLayer:
+        """A layer's keys and values, of the form of these tensors where there are none yet."""
         while len(self.layers) <= number:
             self.layers.append(RowLayer(self))
         layer: RowLayer = self.layers[number]
         if not layer.is_initialized:
-            layer.lazy_initialization(like, like)
+            layer.lazy_initialization(keys, values)
         return layer
 
     def make_room(self, new: int, rows: int | None = None) -> None:
@@ -136,11 +134,9 @@ class Rows(Cache):
         self.make_room(max(0, length - max(self.lengths, default=0)), len(self.lengths) + 1)
         row = len(self.lengths)
         for i, theirs in enumerate(other.layers):
-            if i == len(self.layers):
-                self.layers.append(RowLayer(self))
-                self.layers[i].lazy_initialization(theirs.keys, theirs.values)
-            self.layers[i].keys[row, :, :length] = theirs.keys[0, :, :length]
-            self.layers[i].values[row, :, :length] = theirs.values[0, :, :length]
+            layer = self.held(i, theirs.keys, theirs.values)
+            layer.keys[row, :, :length] = theirs.keys[0, :, :length]
+            layer.values[row, :, :length] = theirs.values[0, :, :length]
         self.lengths.append(length)
 
     def keep(self, row: int) -> Kept:

@@ -169,12 +169,7 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit % blocks, block = b % 2 ? blocks - 1 - b / 2 : b / 2, first = block * BLOCK;
       const int64_t key_head = unit / blocks % key_heads, row = unit / blocks / key_heads;
-      switch (std::min(BLOCK, asked - first)) {
-        case 1: answer.template operator()<1>(row, key_head, first); break;
-        case 2: answer.template operator()<2>(row, key_head, first); break;
-        case 3: answer.template operator()<3>(row, key_head, first); break;
-        default: answer.template operator()<4>(row, key_head, first);
-      }
+      for_count(std::min(BLOCK, asked - first), [&]<int Q>() { answer.template operator()<Q>(row, key_head, first); });
     }
   });
   return y;

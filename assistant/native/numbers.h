@@ -18,6 +18,17 @@ constexpr int64_t LANES = 8;
 constexpr int64_t BLOCK = 4;                 // rows, or queries, that are computed together
 constexpr int64_t WORTH_A_THREAD = 1 << 16;  // products
 
+// Call what is made for a number of rows, or of queries, of at most BLOCK.
+template <typename Made>
+inline void for_count(int64_t count, const Made& made) {
+  switch (count) {
+    case 1: return made.template operator()<1>();
+    case 2: return made.template operator()<2>();
+    case 3: return made.template operator()<3>();
+    default: return made.template operator()<BLOCK>();
+  }
+}
+
 inline float widen(uint16_t bf16) {
   uint32_t bits = static_cast<uint32_t>(bf16) << 16;
   float value;

@@ -50,6 +50,7 @@ at::Tensor silu_times(const at::Tensor& gate, const at::Tensor& up) {
   });
   return y;
 }
+
 using Tensors = std::vector<at::Tensor>;
 using Maybes = c10::List<std::optional<at::Tensor>>;
 

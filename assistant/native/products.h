@@ -197,12 +197,7 @@ std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<Weight4>
     const auto* levels = weight.levels.const_data_ptr<uint8_t>() + n * weight.inner * 8;
     const auto *scales = read(weight.scales) + first, *zeros = read(weight.zeros) + first;
     float values[BLOCK][16];
-    switch (count) {
-      case 1: outputs4<1>(quantised, row, levels, scales, zeros, values); break;
-      case 2: outputs4<2>(quantised, row, levels, scales, zeros, values); break;
-      case 3: outputs4<3>(quantised, row, levels, scales, zeros, values); break;
-      default: outputs4<4>(quantised, row, levels, scales, zeros, values);
-    }
+    for_count(count, [&]<int R>() { outputs4<R>(quantised, row, levels, scales, zeros, values); });
     store(values, count, out, write(ys[which]) + row * out + n * 16);
   });
   return ys;
@@ -224,12 +219,7 @@ at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tens
     const auto* eight_of = weight.const_data_ptr<int8_t>() + eight * LANES * quantised.inner;
     const auto* scale = read(scales) + eight * LANES;
     float values[BLOCK][LANES];
-    switch (count) {
-      case 1: outputs8<1>(quantised, row, eight_of, scale, values); break;
-      case 2: outputs8<2>(quantised, row, eight_of, scale, values); break;
-      case 3: outputs8<3>(quantised, row, eight_of, scale, values); break;
-      default: outputs8<4>(quantised, row, eight_of, scale, values);
-    }
+    for_count(count, [&]<int R>() { outputs8<R>(quantised, row, eight_of, scale, values); });
     store(values, count, out, write(y) + row * out + eight * LANES);
   });
   return y;
