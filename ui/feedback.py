@@ -21,6 +21,8 @@ from ui.texts import Texts
 ORDERED: Final[Mapping[str, Any]] = {**SHORT, "trigger_mode": "always_last"}
 Fill = Callable[[int, "Panel", str, bool | None], list[Any]]
 """Fills the page after a vote: for whom, the panel, the last message on screen, and `writing` of `panel_updates`."""
+FillPanel = Callable[[int, "Panel", str, str, bool | None], list[Any]]
+"""The same, with the reply that the panel showed before the last message on screen."""
 
 
 @dataclass(frozen=True)
@@ -342,25 +344,31 @@ def wire_votes(
     outputs = [chatbot, notice, *parts.outputs]
     chosen = [parts.selected, shown]
 
+    def filled(person: int, panel: Panel, selected: str, shown: str, writing: bool | None) -> list[Any]:
+        updates = fill(person, panel, shown, writing)
+        if panel.value and panel.selected == selected:
+            updates[outputs.index(parts.comment)] = gr.skip()  # its writer may have typed on since the click
+        return updates
+
     def thumb_up(selected: str, shown: str, typed: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
-        return fill(person, desk.thumb(person, selected, shown, 1, typed), shown, None)
+        return filled(person, desk.thumb(person, selected, shown, 1, typed), selected, shown, None)
 
     def thumb_down(selected: str, shown: str, typed: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
-        return fill(person, desk.thumb(person, selected, shown, -1, typed), shown, None)
+        return filled(person, desk.thumb(person, selected, shown, -1, typed), selected, shown, None)
 
     def liked(selected: str, shown: str, comment: str, event: gr.LikeData, request: gr.Request) -> list[Any]:
         person = visitor(request).id
         panel = desk.liked(person, shown, event.index, event.liked, selected, comment)
-        return fill(person, panel, shown, None if panel.selected == selected else False)
+        return filled(person, panel, selected, shown, None if panel.selected == selected else False)
 
     def give_reasons(selected: str, shown: str, reasons: list[str], comment: str, request: gr.Request) -> Any:
         return notice_update(desk.explain(visitor(request).id, selected, shown, reasons, comment).notice)
 
     def explain(selected: str, shown: str, reasons: list[str], comment: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
-        return fill(person, desk.explain(person, selected, shown, reasons, comment), shown, None)
+        return filled(person, desk.explain(person, selected, shown, reasons, comment), selected, shown, None)
 
     def retract(selected: str, shown: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
@@ -374,17 +382,13 @@ def wire_votes(
     parts.reasons.input(give_reasons, explained, [notice], **ORDERED)
     gr.on([parts.save.click, parts.comment.submit], explain, explained, outputs, **ORDERED)
     parts.retract.click(retract, chosen, outputs, **ORDERED)
-    wire_rewrites(parts, [*chosen, parts.rewrite], outputs, desk, fill)
+    wire_rewrites(parts, [*chosen, parts.rewrite], outputs, desk, filled)
 
 
-def wire_rewrites(parts: FeedbackParts, written: list[Any], outputs: list[Any], desk: FeedbackDesk, fill: Fill) -> None:
+def wire_rewrites(
+    parts: FeedbackParts, written: list[Any], outputs: list[Any], desk: FeedbackDesk, filled: FillPanel
+) -> None:
     """Connect the better answers."""
-
-    def filled(person: int, panel: Panel, selected: str, shown: str, writing: bool | None) -> list[Any]:
-        updates = fill(person, panel, shown, writing)
-        if panel.selected == selected:
-            updates[outputs.index(parts.comment)] = gr.skip()  # it may not be saved yet
-        return updates
 
     def open_rewrite(selected: str, shown: str, text: str, kept: str, request: gr.Request) -> list[Any]:
         person = visitor(request).id
