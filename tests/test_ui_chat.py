@@ -412,7 +412,7 @@ def test_a_refusal_changes_nothing_about_whose_reply_is_on_screen(make: Make) ->
     [refused] = play(page.ask("too early", "plain", draft.message.id, "", "", "", request_of(world)))
     assert ENGLISH.still_writing in str(refused[2])
     assert refused[11] == gr.skip()
-    assert refused[12].active
+    assert refused[12]["active"]
     world.replies.close(draft)
 
 
@@ -421,4 +421,4 @@ def test_a_page_s_own_stream_is_not_followed_as_well(make: Make) -> None:
     pages = play(page_of(world).ask(LONG, "plain", "", "", "", "", request_of(world)))
     for page in (pages[0], pages[-1]):
         assert page[11] == ""
-        assert not page[12].active
+        assert not page[12]["active"]

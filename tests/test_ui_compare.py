@@ -179,9 +179,9 @@ def test_a_comparison_under_way_in_another_tab_is_waited_for(world: World) -> No
     assert {(shown.waiting, shown.keep, shown.notice) for shown in opened[:-1]} == {
         (True, None, ENGLISH.answers_under_way)
     }
-    assert page.updates(world.person, opened[0])[-1].active
+    assert page.updates(world.person, opened[0])[-1]["active"]
     assert world.compare.open(world.person) == ended
-    assert not page.look_again("", request_of(world))[-1].active
+    assert not page.look_again("", request_of(world))[-1]["active"]
 
 
 def test_answers_that_have_just_ended_were_not_broken_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,9 +249,9 @@ def test_a_round_under_way_in_another_tab_is_waited_for(world: World, monkeypatc
         world.rank.ask(world.person, "Which?", "plain"), lambda shown: opened.append(world.rank.open(world.person))
     )[-1]
     assert (opened[0].waiting, opened[0].key, opened[0].notice) == (True, "", ENGLISH.rank_under_way)
-    assert page.updates(world.person, opened[0])[-1].active
+    assert page.updates(world.person, opened[0])[-1]["active"]
     assert opened[-1] == ended
-    assert not page.look_again("", request_of(world))[-1].active
+    assert not page.look_again("", request_of(world))[-1]["active"]
 
 
 def test_a_round_follows_what_its_person_says_about_teaching(world: World) -> None:

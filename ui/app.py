@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
-from gradio.blocks import BlocksConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from assistant.engine import Engine
@@ -27,6 +26,7 @@ from ui.guard import Guard
 from ui.health import Metrics, Readiness
 from ui.history import build_history
 from ui.hosts import Hosts, is_loopback
+from ui.lean import LeanPage
 from ui.login import add_login_routes
 from ui.nights import Nights
 from ui.operate import OperateDesk, build_operate, wire_operate
@@ -93,19 +93,6 @@ def add_plain_routes(app: FastAPI, nights: Nights, readiness: Readiness, metrics
         return FileResponse(path, media_type="image/png")
 
 
-class LeanConfig(BlocksConfig):  # type: ignore[misc]
-    """A page's components and events, of which each session gets a copy without the components' descriptions.
-
-    The framework writes them anew at every change of a component, for links to a page's state. There are none here, and
-    that was half the work of a message.
-    """
-
-    def __copy__(self) -> BlocksConfig:
-        copied: BlocksConfig = super().__copy__()
-        copied.config_for_block = lambda *_: {}
-        return copied
-
-
 def mount_page(app: FastAPI, page: gr.Blocks, path: str, home: Path) -> None:
     """Mount a page with every unsafe default of the framework turned off."""
     gr.mount_gradio_app(
@@ -124,8 +111,7 @@ def build_page(
     """Lay out and wire the page of one language; returned with the events that it can send."""
     chat_desk = ChatDesk(replies, store, settings, texts)
     votes = FeedbackDesk(store, texts)
-    with gr.Blocks(analytics_enabled=False, title="Nightschool", fill_width=True, fill_height=True) as page:
-        page.default_config = LeanConfig(page)
+    with LeanPage(analytics_enabled=False, title="Nightschool", fill_width=True, fill_height=True) as page:
         with gr.Sidebar(elem_id="sidebar", width=280):
             gr.HTML(brand_html(texts))
             new, conversations = build_history(texts)

@@ -298,7 +298,7 @@ class ChatPage:
             gr.update(visible=view.versions > 1, interactive=view.version < view.versions),
             preset or gr.skip(),
             gr.skip() if view.own is None else view.shown if followed else "",
-            gr.Timer(active=followed),
+            gr.update(active=followed),
             *panel,
             history_update(self._store, texts, person, view.conversation_id),
             self.teaching.here(person, view.shown),
@@ -307,7 +307,7 @@ class ChatPage:
 
     def growing(self, view: View) -> list[Any]:
         """Fill only the chat itself: what changes while a reply grows."""
-        return [gr.update(value=bubbles(view.path, self._texts)), *[gr.skip()] * (self._size - 1)]
+        return [bubbles(view.path, self._texts), *[gr.skip()] * (self._size - 1)]
 
     async def stream(self, person: int, views: AsyncGenerator[View], typed: Sequence[str]) -> AsyncGenerator[list[Any]]:
         """Fill the whole page at the start and the end, and the chat in between; `settle` follows it."""

@@ -272,7 +272,7 @@ class ComparePage:
             gr.update(visible=shown.stage == "chosen"),
             self._unanswered(person, shown),
             gr.skip() if running else past_html(self._desk.past(person), texts),
-            gr.Timer(active=shown.waiting),
+            gr.update(active=shown.waiting),
         ]
 
     def _unanswered(self, person: int, shown: Round) -> Any:

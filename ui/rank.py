@@ -324,7 +324,7 @@ class RankPage:
             gr.update(visible=shown.stage == "ranked"),
             gr.update(visible=shown.stage == "ranked"),
             gr.update(visible=False) if running else self._past(person, shown.key),
-            gr.Timer(active=shown.waiting),
+            gr.update(active=shown.waiting),
         ]
 
     def _answer(self, shown: RankRound, number: int) -> list[Any]:

@@ -5,6 +5,7 @@ each page's business. Handlers above, layout below.
 """
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -200,11 +201,14 @@ Shown = TypeVar("Shown", bound=Staged)
 async def fill_page(
     rounds: AsyncGenerator[Shown], updates: Callable[[int, Shown], list[Any]], person: int
 ) -> AsyncGenerator[list[Any]]:
-    """Stream a round into a page; but for what is running, `updates` looks things up and so gets a thread."""
+    """Stream what changes of a round into a page; but for what is running, `updates` looks things up in a thread."""
+    last: list[Any] = []
     async with aclosing(rounds) as shown_rounds:
         async for shown in shown_rounds:
             running = shown.stage == "running"
-            yield updates(person, shown) if running else await run_sync(updates, person, shown)
+            update = updates(person, shown) if running else await run_sync(updates, person, shown)
+            before, last = last, copy.deepcopy(update)  # the framework takes an update's value out of it
+            yield [gr.skip() if before and value == before[i] else value for i, value in enumerate(update)]
 
 
 class Composer(NamedTuple):
