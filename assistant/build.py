@@ -65,8 +65,8 @@ def build_engine(settings: Settings, adapter_folder: Path | None = None) -> Engi
 def look_for_faster_products(engine: Engine, settings: Settings) -> None:
     """Let an engine that serves already take the project's own products where they are found to be faster here.
 
-    Compiles and measures for half a minute, once for a machine, beside what the engine does; does nothing where it was
-    measured before.
+    Compiles and measures for half a minute, once for a machine, while nobody waits for a reply; does nothing where it
+    was measured before.
     """
     if settings.engine != "local" or not settings.serving.own_products:
         return
@@ -77,7 +77,7 @@ def look_for_faster_products(engine: Engine, settings: Settings) -> None:
     shapes = engine.shapes
     if not shapes or remembered(settings.cache_dir, shapes):
         return
-    choice = choose(settings.cache_dir, shapes)
+    choice = choose(settings.cache_dir, shapes, lambda: engine.busy)
     if choice.few_rows:
         load_kernels(settings.cache_dir)
         engine.take_own_products(choice.few_rows)

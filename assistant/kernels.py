@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 SOURCES: Final = Path(__file__).with_name("native")
 MEASURED_ROWS: Final = (1, 2, 4, 8, 16, 32, 512)
 LONGEST_S: Final = 600
+LOOK_S: Final = 0.05
+"""How long compiler and measurement may go on after a message has come."""
 FLAGS: Final = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
 CRASHES: Final = (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS, signal.SIGABRT)
 WRONG: Final = 3
@@ -82,13 +85,16 @@ def remembered(cache_dir: Path, shapes: Shapes) -> Choice | None:
     return choice if not choice.few_rows or _library(cache_dir).is_file() else None
 
 
-def choose(cache_dir: Path, shapes: Shapes) -> Choice:
+def choose(cache_dir: Path, shapes: Shapes, busy: Callable[[], bool] = lambda: False) -> Choice:
     """Compile and measure, half a minute the first time, and remember what a measurement found.
 
     A machine without a compiler stays as it is, and nothing is remembered: there may be one next time.
+
+    Args:
+        busy: whether somebody is waiting for a reply just now; meanwhile both stand still.
     """
     try:
-        choice = _measured(_built(cache_dir), shapes)
+        choice = _measured(_built(cache_dir, busy), shapes, busy)
         _write(_choice_file(cache_dir, shapes), lambda to: to.write_text(json.dumps(asdict(choice)), encoding="utf-8"))
     except KernelsUnavailable as error:
         return Choice(0, str(error), {})
@@ -131,7 +137,7 @@ def _is_ours(path: Path) -> bool:
     return about.st_uid in (os.getuid(), 0) and not about.st_mode & 0o022
 
 
-def _built(cache_dir: Path) -> Path:
+def _built(cache_dir: Path, busy: Callable[[], bool]) -> Path:
     """Compile, unless that was done; returns the library.
 
     Raises:
@@ -151,7 +157,7 @@ def _built(cache_dir: Path) -> Path:
     command += [f"-I{there / 'include'}", f"-I{there / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
 
     def compile_to(file: Path) -> None:
-        status, _, said = _run([*command, "-o", str(file)])
+        status, _, said = _run([*command, "-o", str(file)], busy)
         if status:
             lines = said.splitlines() or ["it did not say why"]
             why = next((line for line in lines if "error" in line), lines[-1])
@@ -161,14 +167,14 @@ def _built(cache_dir: Path) -> Path:
     return library
 
 
-def _measured(library: Path, shapes: Shapes) -> Choice:
+def _measured(library: Path, shapes: Shapes, busy: Callable[[], bool]) -> Choice:
     """Measure in a process of its own, whose crash would be its own, too.
 
     Raises:
         KernelsUnavailable: it did not come to its end, for a reason that may be gone next time.
     """
     asked = json.dumps({"library": str(library), "threads": torch.get_num_threads(), "shapes": list(shapes.items())})
-    status, printed, said = _run([sys.executable, "-m", "assistant.kernels", asked])
+    status, printed, said = _run([sys.executable, "-m", "assistant.kernels", asked], busy)
     if status == WRONG or -status in CRASHES:
         return Choice(0, "The compiled products do not run on this machine; torch's own are kept.", {})
     if status:
@@ -191,32 +197,39 @@ def _measured(library: Path, shapes: Shapes) -> Choice:
     return Choice(few_rows, "", microseconds)
 
 
-def _run(command: list[str]) -> tuple[int, str, str]:
+def _run(command: list[str], busy: Callable[[], bool]) -> tuple[int, str, str]:
     """Run a command behind others, in a group of its own that ends with this process; status, output, errors.
 
     Raises:
         KernelsUnavailable: it took too long, or could not begin.
     """
     try:
-        done = subprocess.Popen(
+        run = subprocess.Popen(
             ["nice", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
     except OSError as error:
         raise KernelsUnavailable(f"{command[0]} could not be started ({error.strerror}).") from error
 
-    def end() -> None:
+    def signal_all(number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(done.pid, signal.SIGKILL)
+            os.killpg(run.pid, number)
 
+    end = partial(signal_all, signal.SIGKILL)
     atexit.register(end)
     try:
-        printed, said = done.communicate(timeout=LONGEST_S)
-    except subprocess.TimeoutExpired as error:
-        end()
-        raise KernelsUnavailable(f"{command[0]} took longer than {LONGEST_S} s.") from error
+        looks = 0
+        while looks * LOOK_S < LONGEST_S:
+            paused = busy()
+            signal_all(signal.SIGSTOP if paused else signal.SIGCONT)
+            looks += not paused
+            with suppress(subprocess.TimeoutExpired):
+                printed, said = run.communicate(timeout=LOOK_S)
+                return run.returncode, printed, said
+        raise KernelsUnavailable(f"{command[0]} took longer than {LONGEST_S} s.")
     finally:
+        if run.poll() is None:
+            end()
         atexit.unregister(end)
-    return done.returncode, printed, said
 
 
 def _measure(shapes: Shapes) -> dict[int, tuple[float, float]]:

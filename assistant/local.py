@@ -130,6 +130,11 @@ class LocalEngine:
         self._when_idle.put(take)
         self._arrived.put([])
 
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is under way or waits."""
+        return any(self._in_use.values())
+
     def counters(self) -> Mapping[str, int]:
         """How much of the prompts was known from what was read lately, in tokens, and the memory that takes."""
         prefixes = self.prefixes

@@ -137,6 +137,13 @@ def test_without_a_compiler_it_stays_as_it_is(
     assert not list((tmp_path / "kernels").glob("*.so"))
 
 
+def test_compiling_and_measuring_stand_still_while_somebody_waits_for_a_reply() -> None:
+    begun = time.monotonic()
+    status, printed, _ = kernels._run(["sh", "-c", "sleep 0.1; echo end"], lambda: time.monotonic() < begun + 1)
+    assert (status, printed) == (0, "end\n")
+    assert 1 <= time.monotonic() - begun < 5
+
+
 def test_products_that_do_not_run_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = tmp_path / "compiler"
     compiler.write_text('#!/bin/sh\nfor last; do :; done\necho broken > "$last"\n')
@@ -202,7 +209,7 @@ def test_a_model_takes_what_was_chosen_and_says_the_same(settings: Settings, mon
     base = resolve_base(settings)
     before = load_served(base, settings)
     assert before.numeric_form == "int4"
-    monkeypatch.setattr("assistant.loading.remembered", lambda cache, shapes: Choice(8, "", {}))
+    monkeypatch.setattr("assistant.loading.remembered", lambda *_: Choice(8, "", {}))
     after = load_served(base, settings)
     assert after.numeric_form == EIGHT_BIT_ACTIVATIONS
     off = settings.model_copy(update={"serving": settings.serving.model_copy(update={"own_products": False})})
@@ -214,7 +221,7 @@ def test_a_model_takes_what_was_chosen_and_says_the_same(settings: Settings, mon
 
 
 def test_an_engine_takes_them_when_nothing_is_under_way(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("assistant.kernels.choose", lambda cache, shapes: Choice(8, "", {}))
+    monkeypatch.setattr("assistant.kernels.choose", lambda *_: Choice(8, "", {}))
     engine = LocalEngine(load_served(resolve_base(settings), settings), settings)
     engine.stop_ids = set()
     try:

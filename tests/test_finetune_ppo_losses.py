@@ -62,9 +62,9 @@ def test_a_value_that_moved_past_the_clip_toward_its_return_is_judged_at_the_cli
 
 @pytest.mark.parametrize(
     ("beta", "divergence", "expected"),
-    [(0.1, 0.06, 0.12), (0.1, 9.0, 0.15), (0.1, 0.04, 0.08), (0.1, 0.0, 1 / 15), (0.02, 0.0, 0.02)],
+    [(0.1, 0.06, 0.12), (0.1, 9.0, 0.125), (0.1, 0.045, 0.09), (0.1, 0.0, 0.08), (0.02, 0.0, 0.02)],
 )
-def test_beta_follows_the_divergence_by_half_at_most_and_not_below_its_start(
+def test_beta_follows_the_divergence_by_a_quarter_at_most_and_not_below_its_start(
     beta: float, divergence: float, expected: float
 ) -> None:
     assert adapt_beta(beta, divergence, target=0.05, least=0.02) == pytest.approx(expected)
