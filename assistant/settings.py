@@ -102,7 +102,7 @@ class NightSettings(BaseModel):
     ppo_beta: float = Field(0.4, ge=0)
     """Least price of a nat away from the reference, in standard deviations of the reward."""
     ppo_kl_limit: float = Field(0.1, gt=0)
-    """Nats a token away from the reference beyond which PPO stops; half of it is aimed at."""
+    """Nats a token away from the reference beyond which PPO goes back; three quarters of it are aimed at."""
     ppo_cut_penalty: float = Field(1.0, ge=0)
     """What a reply cut at its token limit loses, in standard deviations of the reward."""
     ppo_shared_prompts: bool = False

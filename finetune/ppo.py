@@ -60,6 +60,10 @@ MINIBATCH = 8
 """Replies of one optimiser step, in whole groups."""
 WARM_UP = 3
 """Iterations until the learning rate is whole."""
+KL_WANTED = 3 / 4
+"""Share of the KL limit from which on β rises."""
+RETURNS = 3
+"""How often a policy that went beyond the limit is taken back, each time to learn at half the rate, before it ends."""
 SHOWN = 3
 """Replies of an iteration that are kept to be read."""
 
@@ -87,7 +91,7 @@ class TrainedPolicy:
     chosen: int
     """The iteration whose replies it sampled; 0 is the start."""
     stopped: bool
-    """Whether the KL passed its limit before the last iteration."""
+    """Whether the KL passed its limit so often that training ended before the last iteration."""
     history: list[dict[str, float]]
     """One entry an iteration; the last was only measured."""
     samples: list[list[str]]
@@ -118,6 +122,7 @@ class PolicyTraining:
         self.ptx = random.Random(night.seed).sample(ptx, len(ptx))
         self.ptx_taken = 0
         self.beta = night.ppo_beta
+        self.pace = 1.0  # the share of the learning rate
         self.unit = 0.0  # the first replies' standard deviation
         self.generator = torch.Generator(models.model.device).manual_seed(night.seed)
         self.policy = models.adapters["policy"].parameters
@@ -169,7 +174,7 @@ class PolicyTraining:
     def learn(self, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
         """Take the optimiser steps of one iteration and return the means of their numbers."""
         for part in self.optimizer.param_groups:
-            part["lr"] = self.night.ppo_learning_rate * min(1.0, iteration / WARM_UP)
+            part["lr"] = self.pace * self.night.ppo_learning_rate * min(1.0, iteration / WARM_UP)
         group = self.night.ppo_group
         groups = [episodes[start : start + group] for start in range(0, len(episodes), group)]
         together = max(1, MINIBATCH // group)
@@ -246,24 +251,28 @@ def train_policy(
     policy: Lora = models.adapters["policy"]
     history: list[dict[str, float]] = []
     samples: list[list[str]] = []
-    best, tensors, chosen, stopped = -math.inf, policy.tensors(), 0, False
+    best, tensors, chosen, returns = -math.inf, policy.tensors(), 0, 0
     asked = max(1, night.ppo_prompts // night.ppo_group)
     plan = plan_prompts(len(prompts), night.ppo_iterations + 1, asked, night.seed)
     for iteration, members in enumerate(plan):
         episodes, numbers, texts = training.collect([prompts[i] for i in members])
         samples.append(texts)
-        stopped = numbers["kl"] > night.ppo_kl_limit and iteration < night.ppo_iterations
         within = numbers["kl"] + TO_AN_END * numbers["kl_error"] <= night.ppo_kl_limit
         if within and numbers["judged"] > best:
             best, tensors, chosen = numbers["judged"], policy.tensors(), iteration
-        if not stopped and iteration < night.ppo_iterations:
+        if numbers["kl"] > night.ppo_kl_limit:
+            policy.load(tensors)
+            training.pace /= 2
+            returns += 1
+        elif iteration < night.ppo_iterations:
             numbers |= training.learn(episodes, iteration + 1)
         history.append(numbers)
         progress("ppo", iteration + 1, len(plan), **numbers)
-        if stopped:
+        if returns > RETURNS:
             break
-        training.beta = adapt_beta(training.beta, numbers["kl"], night.ppo_kl_limit / 2, night.ppo_beta)
+        training.beta = adapt_beta(training.beta, numbers["kl"], KL_WANTED * night.ppo_kl_limit, night.ppo_beta)
     seconds = time.monotonic() - started
+    stopped = len(history) < len(plan)
     return TrainedPolicy(tensors, policy.target_modules, chosen, stopped, history, samples, seconds)
 
 

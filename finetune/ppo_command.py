@@ -60,7 +60,7 @@ def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_l
     """Tell of a finished training, as scripts read it."""
     notes = []
     if made.trained.stopped:
-        notes.append(f"The KL passed {kl_limit} nats a token, so training stopped early.")
+        notes.append(f"The KL passed {kl_limit} nats a token again and again, so training stopped early.")
     if made.too_long:
         notes.append(f"{made.too_long} prompts are longer than what fits with their replies; left out.")
     return {

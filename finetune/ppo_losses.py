@@ -126,7 +126,7 @@ def adapt_beta(beta: float, divergence: float, target: float, least: float) -> f
     """Raise β where the policy is farther from the reference than wanted, and lower it again, never below the least.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593 section 2.2, whose controller moves by at most 2 % a step for
-    thousands of steps; here by at most half, for tens of them.
+    thousands of steps; here by at most a quarter, for tens of them.
 
     Args:
         beta: β of this iteration.
@@ -134,4 +134,4 @@ def adapt_beta(beta: float, divergence: float, target: float, least: float) -> f
         target: the KL wanted.
         least: the β that training began with.
     """
-    return max(least, beta * min(max(divergence / target, 2 / 3), 3 / 2))
+    return max(least, beta * min(max(divergence / target, 4 / 5), 5 / 4))

@@ -13,6 +13,7 @@ from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.intervals import TO_AN_END
 from finetune.lora import attach_adapters, attach_lora
 from finetune.ppo import (
+    RETURNS,
     Episode,
     PolicyTraining,
     TrainedPolicy,
@@ -109,10 +110,14 @@ def test_training_begins_at_the_reference_with_no_divergence_at_all() -> None:
     assert made.history[0]["kl"] == 0 and made.history[1]["kl"] != 0
 
 
-def test_a_divergence_beyond_the_limit_stops_the_training_and_keeps_a_policy_within_it() -> None:
-    made = trained(NIGHT.model_copy(update={"ppo_kl_limit": 1e-9, "ppo_iterations": 8}))
-    assert made.stopped and len(made.history) < 9
-    assert made.history[made.chosen]["kl"] <= 1e-9 < made.history[-1]["kl"]
+def test_a_policy_beyond_the_limit_is_taken_back_and_learns_at_half_the_rate() -> None:
+    limit = 0.002
+    made = trained(NIGHT.model_copy(update={"ppo_kl_limit": limit, "ppo_iterations": 20}))
+    beyond = [numbers["kl"] > limit for numbers in made.history]
+    assert made.stopped and sum(beyond) == RETURNS + 1 and beyond[-1]
+    assert not any(numbers["kl"] > limit for numbers, before in zip(made.history[1:], beyond, strict=False) if before)
+    assert all("clip_fraction" not in numbers for numbers in made.history if numbers["kl"] > limit)
+    assert made.history[made.chosen]["kl"] <= limit
 
 
 def test_the_error_of_the_kl_is_that_of_whole_replies() -> None:
