@@ -141,11 +141,16 @@ class Scored:
         return [len(completion) for _, completion in self.rows]
 
     def numbers(self) -> dict[str, float]:
-        """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token."""
-        ratios = self.logps - self.reference_logps
-        kl = float(ratios.mean())
+        """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token.
+
+        The KL is estimated by ref/π - 1 - log(ref/π), which has the mean of log(π/ref) and is never negative.
+        Source: Schulman 2020, Approximating KL divergence (k3).
+        """
+        ratios = (self.reference_logps - self.logps).double()
+        tokens = ratios.expm1() - ratios
+        kl = float(tokens.mean())
         apart: dict[tuple[int, ...], float] = {}  # replies to one prompt are no independent ones
-        for (prompt, _), reply in zip(self.rows, ratios.double().split(self.lengths), strict=True):
+        for (prompt, _), reply in zip(self.rows, tokens.split(self.lengths), strict=True):
             apart[prompt] = apart.get(prompt, 0.0) + float((reply - kl).sum())
         return {
             "reward": float(self.scores.mean()),

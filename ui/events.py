@@ -9,14 +9,16 @@ import gradio as gr
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
+# Nothing shows progress: at every update of a stream the framework tells all components that ever were to show some, and
+# looks for each in the whole page, which was most of a browser's work.
+QUIET: Final[Mapping[str, Any]] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+
 # Handlers that answer at once go straight through, not through the queue: an event that joins the queue while the
 # stream of the one before it is being closed waits until a third event comes.
-SHORT: Final[Mapping[str, Any]] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+SHORT: Final[Mapping[str, Any]] = {**QUIET, "queue": False}
 
 # A stream goes through the queue, as many at a time as there are people.
-STREAMED: Final[Mapping[str, Any]] = {
-    "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, "trigger_mode": "once",
-}  # fmt: skip
+STREAMED: Final[Mapping[str, Any]] = {**QUIET, "concurrency_limit": None, "trigger_mode": "once"}
 
 # Far above every setting for a message's length, so that the server's sentence names the limit; far below the limit on
 # a request's body, which the framework can only tell as an error of its own.
