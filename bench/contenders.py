@@ -190,4 +190,5 @@ def train_theirs(
 
 def _result(work: Work, name: str, answer: dict[str, Any], adapter: str) -> Result:
     per_s = len(work.examples) / answer["seconds"]
+    sys.stderr.write(f"{name}: {per_s:.3f} {work.name} a second, at most {answer['peak_gb']:.1f} GB\n")
     return Result(work.name, name, per_s, answer["peak_gb"], tuple(answer["losses"]), 0.0, 0.0, adapter)
