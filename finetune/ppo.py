@@ -251,16 +251,17 @@ def train_policy(
     policy: Lora = models.adapters["policy"]
     history: list[dict[str, float]] = []
     samples: list[list[str]] = []
-    best, tensors, chosen, returns = -math.inf, policy.tensors(), 0, 0
+    best, tensors, chosen, returns, beyond = -math.inf, policy.tensors(), 0, 0, False
     asked = max(1, night.ppo_prompts // night.ppo_group)
     plan = plan_prompts(len(prompts), night.ppo_iterations + 1, asked, night.seed)
     for iteration, members in enumerate(plan):
         episodes, numbers, texts = training.collect([prompts[i] for i in members])
         samples.append(texts)
         within = numbers["kl"] + TO_AN_END * numbers["kl_error"] <= night.ppo_kl_limit
-        if within and numbers["judged"] > best:
+        if within and not beyond and numbers["judged"] > best:  # after one beyond, these are the chosen one's replies
             best, tensors, chosen = numbers["judged"], policy.tensors(), iteration
-        if numbers["kl"] > night.ppo_kl_limit:
+        beyond = numbers["kl"] > night.ppo_kl_limit
+        if beyond:
             policy.load(tensors)
             training.pace /= 2
             returns += 1
