@@ -121,7 +121,7 @@ def test_a_policy_beyond_the_limit_is_taken_back_and_learns_at_half_the_rate() -
 
 
 def test_the_error_of_the_kl_is_that_of_whole_replies() -> None:
-    """Ratios 0.1, 0.3 and 0.8: 0.004837, 0.040818 and 0.249329, 0.098328 a token; replies are 0.151 off their tokens."""
+    """Ratios 0.1, 0.3 and 0.8: 0.004837, 0.040818 and 0.249329, 0.098328 a token; replies are 0.151 off that."""
     rows: list[Row] = [((5,), (6, 7)), ((9,), (8,))]
     logps = torch.tensor([0.1, 0.3, 0.8])
     numbers = Scored(rows, ["", ""], torch.ones(2) > 0, torch.zeros(2), logps, torch.zeros(3)).numbers()

@@ -9,8 +9,8 @@ import gradio as gr
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-# Nothing shows progress: at every update of a stream the framework tells all components that ever were to show some, and
-# looks for each in the whole page, which was most of a browser's work.
+# Nothing shows progress: at every update of a stream the framework tells all components that ever were to show some,
+# and looks for each of them in the whole page, which was an eighth of a browser's work.
 QUIET: Final[Mapping[str, Any]] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 # Handlers that answer at once go straight through, not through the queue: an event that joins the queue while the
