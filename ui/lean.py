@@ -7,8 +7,8 @@ import gradio as gr
 from gradio.blocks import BlocksConfig
 
 LOOKS_S = 0.01
-"""How often the framework's two loops look for events and progress; by themselves they look a thousand times a second,
-and each look takes Python's lock from the model."""
+"""Between two looks of the framework for events; by itself it looks a thousand times a second, and each look takes
+Python's lock from the model."""
 
 
 class LeanConfig(BlocksConfig):  # type: ignore[misc]
@@ -51,5 +51,5 @@ class LeanPage(gr.Blocks):  # type: ignore[misc]
     def queue(self, **settings: Any) -> gr.Blocks:
         """Set up the queue, which looks for events a hundred times a second."""
         super().queue(**settings)
-        self._queue.sleep_when_free = self._queue.progress_update_sleep_when_free = LOOKS_S
+        self._queue.sleep_when_free = LOOKS_S
         return self
