@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import ui  # noqa: F401 - the framework is imported without writing its stubs
+
 if TYPE_CHECKING:
     from httpx import Client
     from playwright.sync_api import Browser

@@ -152,5 +152,6 @@ def build_page(
             None, [chat.who], None, js=FILLED_JS, api_visibility="private"
         )
     keep_threads_free(page)
-    page.queue(api_open=False, max_size=256, default_concurrency_limit=4)
+    page.api_open = False
+    page.queue(max_size=256, default_concurrency_limit=4)
     return page, page_events(page, for_operators)

@@ -1,10 +1,11 @@
 """The framework's page without the work that nobody needs: it shares the processor with the model."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from gradio.blocks import BlocksConfig
+from gradio.queueing import Queue
 
 LOOKS_S = 0.01
 """Between two looks of the framework for events; by itself it looks a thousand times a second, and each look takes
@@ -48,8 +49,25 @@ class LeanPage(gr.Blocks):  # type: ignore[misc]
                 prepared[i] = value
         return prepared
 
-    def queue(self, **settings: Any) -> gr.Blocks:
-        """Set up the queue, which looks for events a hundred times a second."""
-        super().queue(**settings)
+    def queue(
+        self, *, max_size: int | None = None, default_concurrency_limit: int | Literal["not_set"] = "not_set"
+    ) -> gr.Blocks:
+        """Set up the queue, which looks for events a hundred times a second, as the framework does but for its web app.
+
+        It makes a web app of a hundred routes here, twice, and once more when the layout is done, which is the one that
+        events run in; that took half of building a page.
+
+        Args:
+            max_size: events that wait at most.
+            default_concurrency_limit: of an event that sets none.
+        """
+        self._queue = Queue(
+            live_updates=True,
+            concurrency_count=self.max_threads,
+            update_intervals=1,
+            max_size=max_size,
+            blocks=self,
+            default_concurrency_limit=default_concurrency_limit,
+        )
         self._queue.sleep_when_free = LOOKS_S
         return self
