@@ -15,6 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from assistant.arithmetic import turned_linear
+
+FEW_ROWS = 128
+"""Up to so many rows, as sampled replies have, products are formed the other way round; see `turned_linear`."""
 PREFIX = "base_model.model."
 
 
@@ -32,10 +36,18 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for x (…, in)."""
+        if not torch.is_grad_enabled() and x.numel() <= FEW_ROWS * x.shape[-1] and type(self.base) is nn.Linear:
+            return self._of_few(x)
         y: Tensor = self.base(x)
         low = functional.linear(x.reshape(-1, x.shape[-1]), self.a.to(x.dtype))
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), low, self.b.to(x.dtype).T, alpha=self.scale)
         return flat.view(y.shape)
+
+    def _of_few(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = turned_linear(rows, self.base.weight, self.base.bias)
+        change = turned_linear(turned_linear(rows, self.a.to(x.dtype)), self.b.to(x.dtype))
+        return y.add_(change, alpha=self.scale).reshape(*x.shape[:-1], -1)
 
 
 class Lora:

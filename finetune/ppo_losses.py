@@ -10,7 +10,31 @@ Numbered differences from the papers:
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from finetune.losses import CHUNK, logits_of
+
+
+def compare_tokens(policy: Tensor, reference: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """Compare two models' predictions of each token.
+
+    Source: KL_t = Σ_v π(v) log(π(v) / ref(v)), over the whole vocabulary.
+
+    Args:
+        policy: (N, H) hidden states at the positions that predict.
+        reference: (N, H)
+        head: makes logits of both.
+        targets: (N,) token ids.
+
+    Returns:
+        (N, 3) float32: the target's log-probability under the policy, under the reference, and KL_t.
+    """
+    parts = []
+    for ours, theirs, ids in zip(policy.split(CHUNK), reference.split(CHUNK), targets.split(CHUNK), strict=True):
+        logps, reference_logps = (logits_of(states, head).float().log_softmax(dim=-1) for states in (ours, theirs))
+        chosen = [found.gather(1, ids[:, None])[:, 0] for found in (logps, reference_logps)]
+        parts.append(torch.stack([*chosen, (logps.exp() * (logps - reference_logps)).sum(dim=-1)], dim=1))
+    return torch.cat(parts)
 
 
 def token_rewards(
