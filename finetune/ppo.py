@@ -17,8 +17,8 @@ Numbered differences from InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, sec
    rambling would be free.
 5. No moving average of the weights.
 6. A learned reward reads a cut reply as if it ended there, since it has learned from replies that end.
-7. With groups, a token is held against the others' scores and what their leash costs them from the same place on; RLOO
-   (Ahmadian et al. 2024) takes whole replies' sums, which credit late tokens with what early ones have paid.
+7. With groups, every token of a reply has its reply's sum of score and leash held against the others' (Ahmadian et al.
+   2024). What early tokens paid is a baseline to late ones: log(π / ref) so far foretells the score.
 
 The result is a function of (base, adapters, prompts, reward, settings, seed).
 """
@@ -149,27 +149,16 @@ class PolicyTraining:
         _require_finite(numbers["kl"], "KL")
         lengths = found.lengths
         rewards = token_rewards(judged, found.logps, found.reference_logps, lengths, self.beta * self.unit)
-        values = by_token(models, found.rows, models.values) if models.learn_value else torch.zeros_like(rewards)
-        gained = advantages(rewards, values, lengths, DECAY)
-        if not models.learn_value:
-            gained = self._against_others(gained, judged, lengths)
+        if models.learn_value:
+            values = by_token(models, found.rows, models.values)
+            gained = advantages(rewards, values, lengths, DECAY)
+        else:
+            values = torch.zeros_like(rewards)
+            whole = torch.stack([reply.sum() for reply in rewards.split(lengths)])
+            gained = against_others(whole, night.ppo_group).repeat_interleave(torch.tensor(lengths))
         columns = (found.logps, values, whiten(gained), gained + values)
         parts = zip(found.rows, *(column.split(lengths) for column in columns), strict=True)
         return [Episode(*part) for part in parts], numbers, found.texts[:SHOWN]
-
-    def _against_others(self, to_go: Tensor, judged: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hold the score of each reply, and what the leash costs it from each token on, against the rest of its group.
-
-        Args:
-            to_go: (N,) score and leash from each token on.
-            judged: (R,) the scores.
-            lengths: tokens of each reply.
-        """
-        leash = (to_go - judged.repeat_interleave(torch.tensor(lengths))).split(list(lengths))
-        padded = nn.utils.rnn.pad_sequence(list(leash), batch_first=True)  # (R, L); an ended reply pays nothing more
-        scored = against_others(judged, self.night.ppo_group)[:, None]
-        gained = scored + against_others(padded, self.night.ppo_group)
-        return torch.cat([reply[:length] for reply, length in zip(gained, lengths, strict=True)])
 
     def learn(self, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
         """Take the optimiser steps of one iteration and return the means of their numbers."""

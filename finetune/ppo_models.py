@@ -17,10 +17,11 @@ from assistant.prompt import end_of_turn
 from assistant.settings import NightSettings
 from finetune.batches import Batch, Row, make_batch, micro_rows, share_rows, single_rows
 from finetune.lora import Adapters, attach_adapters
+from finetune.ppo_losses import compare_tokens
 from finetune.reward import RewardHead, RewardModel
 from finetune.reward_folder import SavedReward
 from finetune.rollouts import Rollout, sample_replies
-from finetune.scoring import batch_token_logps, hidden_states, how_to_share, token_budget
+from finetune.scoring import batch_token_logps, hidden_states, how_to_share, predictions, token_budget
 
 Reward = Callable[[Sequence[Row], Sequence[str]], Tensor]
 """Rows and their replies' texts to (R,) scores."""
@@ -56,10 +57,13 @@ class Models:
         self.adapters.current = "policy"
         return batch_token_logps(self.model, batch)
 
-    def reference_logps(self, batch: Batch) -> Tensor:
-        """Compute the same under the reference."""
+    def compared(self, batch: Batch) -> Tensor:
+        """Compare policy and reference at each completion token: (N, 3), see `compare_tokens`."""
+        self.adapters.current = "policy"
+        policy, head = predictions(self.model, batch)
         self.adapters.current = "reference" if "reference" in self.adapters.loras else None
-        return batch_token_logps(self.model, batch)
+        reference, _ = predictions(self.model, batch)
+        return compare_tokens(policy, reference, head, batch.targets)
 
     def values(self, batch: Batch) -> Tensor:
         """Compute the expected reward before each completion token: (N,) float32."""
@@ -134,6 +138,8 @@ class Scored:
     """(N,) under the policy."""
     reference_logps: Tensor
     """(N,)"""
+    divergences: Tensor
+    """(N,) KL of the policy's next token from the reference's, nats."""
 
     @property
     def lengths(self) -> list[int]:
@@ -141,13 +147,8 @@ class Scored:
         return [len(completion) for _, completion in self.rows]
 
     def numbers(self) -> dict[str, float]:
-        """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token.
-
-        The KL is estimated by ref/π - 1 - log(ref/π), which has the mean of log(π/ref) and is never negative.
-        Source: Schulman 2020, Approximating KL divergence (k3).
-        """
-        ratios = (self.reference_logps - self.logps).double()
-        tokens = ratios.expm1() - ratios
+        """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token."""
+        tokens = self.divergences.double()
         kl = float(tokens.mean())
         apart: dict[tuple[int, ...], float] = {}  # replies to one prompt are no independent ones
         for (prompt, _), reply in zip(self.rows, tokens.split(self.lengths), strict=True):
@@ -155,7 +156,7 @@ class Scored:
         return {
             "reward": float(self.scores.mean()),
             "kl": kl,
-            "kl_error": math.hypot(*apart.values()) / len(ratios),
+            "kl_error": math.hypot(*apart.values()) / len(tokens),
             "entropy": float(-self.logps.mean()),
             "length": sum(self.lengths) / len(self.rows),
             "cut": float((~self.ended).float().mean()),
@@ -189,14 +190,13 @@ def sample_scored(
         texts,
         torch.tensor([rollout.ended for rollout in rollouts]),
         reward(rows, texts).float().cpu(),
-        by_token(models, rows, models.policy_logps),
-        by_token(models, rows, models.reference_logps),
+        *by_token(models, rows, models.compared).unbind(dim=1),
     )
 
 
 @torch.no_grad()
 def by_token(models: Models, rows: Sequence[Row], compute: Callable[[Batch], Tensor]) -> Tensor:
-    """Compute a number for each completion token of every row, in the order of the rows: (N,) on the CPU."""
+    """Compute a number, or several, for each completion token of every row, in their order: (N, …) on the CPU."""
     found: dict[Row, Tensor] = {}
     shared = share_rows(list(dict.fromkeys(rows)), how_to_share(models.model))
     for part in micro_rows(shared, token_budget(models.model)):

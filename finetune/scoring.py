@@ -8,7 +8,7 @@ does with its logits and its attention: slower, and right.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.attention import MASKED
@@ -71,6 +71,21 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     return hidden
 
 
+def predictions(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, nn.Module]:
+    """Compute what predicts every completion token of a batch.
+
+    Returns:
+        (N, H) hidden states in the order of batch.targets and the head that makes logits of them, or (N, V) logits and
+        what leaves them as they are.
+    """
+    if is_known(model):
+        return hidden_states(model, batch)[batch.rows, batch.columns], model.get_output_embeddings()
+    first = int(batch.columns.min())
+    kept = batch.input_ids.shape[1] - first
+    logits = model(**batch.inputs(), use_cache=False, logits_to_keep=kept).logits  # (R, kept, V)
+    return logits[batch.rows, batch.columns - first], nn.Identity()
+
+
 def batch_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Compute the log-probability of every completion token of a batch.
 
@@ -81,14 +96,10 @@ def batch_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         (N,) float32, in the order of batch.targets.
     """
+    states, head = predictions(model, batch)
     if is_known(model):
-        hidden = hidden_states(model, batch)[batch.rows, batch.columns]
-        return token_logps(hidden, model.get_output_embeddings(), batch.targets)
-    first = int(batch.columns.min())
-    kept = batch.input_ids.shape[1] - first
-    logits = model(**batch.inputs(), use_cache=False, logits_to_keep=kept).logits  # (R, kept, V)
-    logps: Tensor = logits[batch.rows, batch.columns - first].float().log_softmax(dim=-1)
-    return logps.gather(1, batch.targets[:, None])[:, 0]
+        return token_logps(states, head, batch.targets)
+    return states.float().log_softmax(dim=-1).gather(1, batch.targets[:, None])[:, 0]
 
 
 @torch.no_grad()

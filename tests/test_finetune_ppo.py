@@ -121,14 +121,16 @@ def test_a_policy_beyond_the_limit_is_taken_back_and_learns_at_half_the_rate() -
 
 
 def test_the_error_of_the_kl_is_that_of_whole_replies() -> None:
-    """Ratios 0.1, 0.3 and 0.8: 0.004837, 0.040818 and 0.249329, 0.098328 a token; replies are 0.151 off that."""
-    rows: list[Row] = [((5,), (6, 7)), ((9,), (8,))]
-    logps = torch.tensor([0.1, 0.3, 0.8])
-    numbers = Scored(rows, ["", ""], torch.ones(2) > 0, torch.zeros(2), logps, torch.zeros(3)).numbers()
-    assert numbers["kl"] == pytest.approx(0.098328, abs=1e-6)
-    assert numbers["kl_error"] == pytest.approx(0.151001 * 2**0.5 / 3, abs=1e-6)
-    rows = [((5,), (6, 7)), ((5,), (8,))]
-    numbers = Scored(rows, ["", ""], torch.ones(2) > 0, torch.zeros(2), logps, torch.zeros(3)).numbers()
+    """0.4 a token: the first reply is 0.4 below that in its two tokens, the second 0.4 above in its one."""
+
+    def numbers_of(rows: list[Row]) -> dict[str, float]:
+        nothing = torch.zeros(3)
+        divergences = torch.tensor([0.1, 0.3, 0.8])
+        return Scored(rows, ["", ""], torch.ones(2) > 0, nothing[:2], nothing, nothing, divergences).numbers()
+
+    numbers = numbers_of([((5,), (6, 7)), ((9,), (8,))])
+    assert numbers["kl"] == pytest.approx(0.4) and numbers["kl_error"] == pytest.approx(0.4 * 2**0.5 / 3)
+    numbers = numbers_of([((5,), (6, 7)), ((5,), (8,))])
     assert numbers["kl_error"] == pytest.approx(0, abs=1e-6)  # one prompt says nothing of how prompts differ
 
 
@@ -210,7 +212,7 @@ def test_a_reply_that_was_cut_is_scored_as_if_it_ended_there() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.4])
 def test_a_groups_replies_are_held_against_each_other_and_no_value_is_learned(beta: float) -> None:
-    """From each token on: its score, and what the leash costs it from there, less the mean of the other two."""
+    """Every token: its reply's score and what the leash costs, less the mean of the other two."""
     night = NIGHT.model_copy(update={"ppo_group": 3, "ppo_beta": beta})
     start = start_adapter()
     with attach_models(tiny_model(), night, start) as models:
@@ -219,18 +221,20 @@ def test_a_groups_replies_are_held_against_each_other_and_no_value_is_learned(be
         training = PolicyTraining(models, tiny_tokenizer(), evenness, (), night)
         episodes, numbers, _ = training.collect(PROMPTS)
         rows = [e.row for e in episodes]
-        reference = by_token(models, rows, models.reference_logps).split([len(reply) for _, reply in rows])
+        compared = by_token(models, rows, models.compared)
+        in_policy = by_token(models, rows, models.policy_logps)
+    torch.testing.assert_close(compared[:, 0], in_policy)
+    known = compared.split([len(reply) for _, reply in rows])
     assert [prompt for prompt, _ in rows] == [prompt for prompt in PROMPTS for _ in range(3)] and numbers["kl"] != 0
-    costs = [beta * training.unit * (e.logps - known) for e, known in zip(episodes, reference, strict=True)]
+    costs = [beta * training.unit * float((tokens[:, 0] - tokens[:, 1]).sum()) for tokens in known]
     scores = evenness(rows, [])
-    expected = []
-    for number, cost in enumerate(costs):
+    expected: list[float] = []
+    for number, tokens in enumerate(known):
         others = [other for other in range(number - number % 3, number - number % 3 + 3) if other != number]
-        for place in range(len(cost)):
-            rest = cost[place:].sum() - sum(costs[other][place:].sum() for other in others) / 2
-            expected.append(scores[number] - scores[others].mean() - rest)
+        rest = costs[number] - sum(costs[other] for other in others) / 2
+        expected += [float(scores[number] - scores[others].mean()) - rest] * len(tokens)
     found = torch.cat([e.advantages for e in episodes])
-    torch.testing.assert_close(found, whiten(torch.stack(expected)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, whiten(torch.tensor(expected)), atol=1e-4, rtol=1e-4)
 
 
 def test_a_reward_of_the_prompt_alone_teaches_nothing() -> None:

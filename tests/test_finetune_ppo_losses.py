@@ -1,13 +1,16 @@
 """PPO's parts against numbers worked by hand."""
 
+import math
+
 import pytest
 import torch
-from torch import tensor
+from torch import nn, tensor
 
 from finetune.ppo_losses import (
     adapt_beta,
     advantages,
     against_others,
+    compare_tokens,
     policy_losses,
     token_rewards,
     value_losses,
@@ -21,6 +24,24 @@ def test_the_score_stands_at_each_replys_last_token_and_the_leash_at_every_token
         tensor([1.0, -2.0]), tensor([-1.0, -2.0, -3.0]), tensor([-2.0, -2.0, -1.0]), [2, 1], beta=0.1
     )
     torch.testing.assert_close(rewards, tensor([-0.1, 1.0, -1.8]))
+
+
+def test_two_predictions_of_a_vocabulary_of_two_compared_by_hand() -> None:
+    """π = (3/4, 1/4), ref = (1/2, 1/2): KL = 3/4 log 3/2 + 1/4 log 1/2 = 0.130812; then the same twice: 0."""
+    policy = tensor([[3.0, 1.0], [3.0, 1.0]]).log()
+    reference = tensor([[1.0, 1.0], [3.0, 1.0]]).log()
+    found = compare_tokens(policy, reference, nn.Identity(), tensor([1, 0]))
+    expected = [[math.log(1 / 4), math.log(1 / 2), 0.130812], [math.log(3 / 4), math.log(3 / 4), 0.0]]
+    torch.testing.assert_close(found, tensor(expected))
+
+
+def test_the_compared_kl_is_the_mean_of_the_log_ratios_of_what_the_policy_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(1, 6, generator=generator).expand(20_000, 6) for _ in range(2))
+    drawn = torch.multinomial(policy[:1].softmax(-1), 20_000, replacement=True, generator=generator)[0]
+    logps, reference_logps, divergences = compare_tokens(policy, reference, nn.Identity(), drawn).unbind(dim=1)
+    ratios = logps - reference_logps
+    assert float(ratios.mean()) == pytest.approx(float(divergences[0]), abs=3 * float(ratios.std()) / 20_000**0.5)
 
 
 def test_advantages_of_three_tokens_worked_by_hand() -> None:
