@@ -14,7 +14,7 @@ from assistant.settings import NightSettings, Settings
 from bench.pairs import example_of
 from finetune.attention import short_rows
 from finetune.examples import Example
-from finetune.reference import LogpCache, reference_logps
+from finetune.reference import LogpCache, reference_logps, reference_rows
 from finetune.train import Trained, train_adapter
 from finetune.workshop import encode_for_training, peak_gb, train_and_write
 
@@ -46,7 +46,7 @@ def train_exactly(base: Base, settings: Settings, examples: list[Example]) -> Tr
     model = load_trainable(base).float()
     night = settings.night
     encoded, _ = encode_for_training(load_tokenizer(base), examples, night.max_tokens, night.seed)
-    rows = [row for e in encoded for row in e.reference_rows]
+    rows = reference_rows(model, encoded)
     with short_rows(model):
         reference = reference_logps(model, rows, LogpCache(settings.cache_dir, base.id, "float32", "bench"))
         return train_adapter(model, encoded, reference, night)

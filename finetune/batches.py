@@ -82,10 +82,9 @@ class Encoded:
         return [(self.prompt, self.mismatched)] if self.mismatched else []
 
     @property
-    def reference_rows(self) -> list[Row]:
-        """The rows whose log-probability under the base is needed."""
-        judged = self.thumb is not None or bool(self.pairs)
-        return [*self.rows, *self.mismatch] if judged else []
+    def is_judged(self) -> bool:
+        """Whether somebody said how good it is, so that its log-probabilities under the base are needed."""
+        return self.thumb is not None or bool(self.pairs)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -332,7 +331,6 @@ def single_rows(rows: Sequence[SharedRow]) -> list[Row]:
     return [(prompt, completion) for prompt, *completions in rows for completion in completions]
 
 
-def row_key(row: Row) -> str:
-    """Name a row by its tokens and where its completion begins."""
-    prompt, completion = row
-    return hashlib.sha256(repr((prompt, completion)).encode()).hexdigest()[:32]
+def row_key(row: SharedRow) -> str:
+    """Name a row by its tokens and where its completions begin."""
+    return hashlib.sha256(repr(row).encode()).hexdigest()[:32]

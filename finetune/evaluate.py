@@ -91,7 +91,7 @@ def score_rows(
         together = TOGETHER * world.size
         for start in range(0, len(keys), together):
             part = [distinct[key] for key in keys[start : start + together]]
-            scored |= shared_logps(served.model, part, world)
+            scored |= {key: logps[0] for key, logps in shared_logps(served.model, part, world).items()}
             progress(phase, len(scored), len(keys))
         return scored
 

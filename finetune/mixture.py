@@ -128,7 +128,7 @@ def add_up(
     rows = [row for e in members for row in e.rows]
     firsts = list(accumulate((len(e.completions) for e in members[:-1]), initial=0))
     loss = _imitation(token_mean_nll(logps, batch.completion, len(rows)), members, firsts, night.nll_weight)
-    if not any(e.reference_rows for e in members):
+    if not any(e.is_judged for e in members):
         return loss
     scored = Scored(
         sequence=sum_by_row(logps, batch.completion, len(rows)),

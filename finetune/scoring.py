@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.attention import MASKED
-from finetune.batches import ALONE, Batch, Row, Sharing, make_batch, micro_rows
+from finetune.batches import ALONE, Batch, Row, SharedRow, Sharing, make_batch, micro_rows
 from finetune.losses import sum_by_row, token_logps
 
 KNOWN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "smollm3"}
@@ -102,23 +102,29 @@ def batch_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     return states.float().log_softmax(dim=-1).gather(1, batch.targets[:, None])[:, 0]
 
 
-@torch.no_grad()
 def row_logps(model: PreTrainedModel, rows: Sequence[Row]) -> list[float]:
-    """Compute the summed log-probability of each row's completion.
+    """Compute the summed log-probability of each row's completion, as `completion_logps` does."""
+    return [logps[0] for logps in completion_logps(model, rows)]
 
-    On a CPU each row runs alone and unpadded: its value is then a function of its tokens only, not of its neighbours,
-    which is what makes it worth keeping, and equal adapters exactly equal. On a GPU, which one row leaves idle, rows
+
+@torch.no_grad()
+def completion_logps(model: PreTrainedModel, rows: Sequence[SharedRow]) -> list[list[float]]:
+    """Compute the summed log-probability of each completion of every row.
+
+    On a CPU each row runs alone and unpadded: its values are then a function of its tokens only, not of its neighbours,
+    which is what makes them worth keeping, and equal adapters exactly equal. On a GPU, which one row leaves idle, rows
     run together, and a value's last bits depend on its batch.
     """
-    if model.device.type != "cuda":
-        return [float(batch_token_logps(model, make_batch([row], model.device)).double().sum()) for row in rows]
-    return _batched_row_logps(model, rows, token_budget(model))
+    if model.device.type == "cuda":
+        return _batched_completion_logps(model, rows, token_budget(model))
+    return [_batched_completion_logps(model, [row], 0)[0] for row in rows]
 
 
-def _batched_row_logps(model: PreTrainedModel, rows: Sequence[Row], budget: int) -> list[float]:
-    found: dict[Row, float] = {}
+def _batched_completion_logps(model: PreTrainedModel, rows: Sequence[SharedRow], budget: int) -> list[list[float]]:
+    found: dict[SharedRow, list[float]] = {}
     for part in micro_rows(list(dict.fromkeys(rows)), budget):
         batch = make_batch(part, model.device)
-        sums = sum_by_row(batch_token_logps(model, batch).double(), batch.completion, len(part))
-        found |= zip(part, sums.tolist(), strict=True)
+        counts = [len(row) - 1 for row in part]
+        sums = sum_by_row(batch_token_logps(model, batch).double(), batch.completion, sum(counts))
+        found |= zip(part, (of_row.tolist() for of_row in sums.split(counts)), strict=True)
     return [found[row] for row in rows]

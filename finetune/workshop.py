@@ -38,7 +38,7 @@ from finetune.kto import prepare_thumbs
 from finetune.notes import ONE_SIDED
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
-from finetune.reference import LogpCache, reference_logps
+from finetune.reference import LogpCache, reference_logps, reference_rows
 from finetune.slips import doubt_choices
 from finetune.train import Trained, times_seen, train_adapter
 
@@ -194,7 +194,7 @@ def _prepare(
             encoded, doubts = doubt_choices(model, encoded, night, progress)
         counts |= doubts
     encoded, anchors, counts = world.tell((encoded, anchors, counts))
-    rows = [row for e in encoded for row in e.reference_rows]
+    rows = reference_rows(model, encoded)
     with short_rows(model):
         reference = reference_logps(model, rows, cache, progress, world=world)
     seconds = time.monotonic() - started

@@ -133,7 +133,7 @@ def own_logps(model: PreTrainedModel, example: Encoded) -> list[float]:
 
 
 def step(model: PreTrainedModel, examples: list[Encoded]) -> tuple[float, torch.Tensor]:
-    reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in e.reference_rows}
+    reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in [*e.rows, *e.mismatch]}
     with attach_lora(model, model.get_output_embeddings(), rank=4, alpha=8, seed=3) as lora:
         generator = torch.Generator().manual_seed(0)
         for layer in lora.layers.values():

@@ -22,7 +22,7 @@ MODEL = tiny_model()
 
 
 def reference_of(examples: Sequence[Encoded]) -> dict[str, float]:
-    return {row_key(row): row_logps(MODEL, [row])[0] for e in examples for row in e.reference_rows}
+    return {row_key(row): row_logps(MODEL, [row])[0] for e in examples for row in [*e.rows, *e.mismatch]}
 
 
 def step(examples: Sequence[Encoded], budget: int = 100_000, **night: Any) -> tuple[Sums, torch.Tensor]:

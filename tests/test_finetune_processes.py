@@ -53,7 +53,7 @@ from tests.tiny import tiny_model
 
 model = tiny_model()
 examples = [*encoded(4), *encoded(2, seed=1, pairs=False), *encoded_rankings(2, 3), *encoded_thumbs(3)]
-reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in e.reference_rows}
+reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in [*e.rows, *e.mismatch]}
 with open_world() as world, attach_lora(model, model.lm_head, rank=4, alpha=8, seed=3) as lora:
     for layer in lora.layers.values():
         layer.b.data.fill_(0.02)

@@ -35,7 +35,7 @@ BASE = ("base", "float32 cpu", "template")
 @pytest.fixture(scope="module")
 def reference() -> dict[str, float]:
     model = tiny_model()
-    return {row_key(row): row_logps(model, [row])[0] for e in EXAMPLES for row in e.reference_rows}
+    return {row_key(row): row_logps(model, [row])[0] for e in EXAMPLES for row in [*e.rows, *e.mismatch]}
 
 
 def train(reference: dict[str, float], checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Trained:

@@ -23,7 +23,7 @@ from finetune.batches import (
 )
 from finetune.kto import prepare_thumbs
 from finetune.lora import attach_lora
-from finetune.scoring import _batched_row_logps, batch_token_logps, how_to_share, row_logps, token_bytes
+from finetune.scoring import _batched_completion_logps, batch_token_logps, how_to_share, row_logps, token_bytes
 from tests.finetune_support import encoded, encoded_rankings, encoded_thumbs
 from tests.tiny import tiny_model
 
@@ -34,7 +34,7 @@ WIDE = Sharing(1024, 1024)
 
 def test_rows_that_run_together_have_the_values_of_rows_alone() -> None:
     rows = [row for e in encoded(4) for row in e.rows] * 2
-    together = _batched_row_logps(MODEL, rows, 100)
+    together = [logps[0] for logps in _batched_completion_logps(MODEL, rows, 100)]
     assert together == pytest.approx(row_logps(MODEL, rows), abs=1e-4)
 
 
@@ -71,7 +71,7 @@ MIXTURES = {
 def step(examples: Sequence[Encoded], sharing: Sharing, patch: pytest.MonkeyPatch) -> tuple[float, torch.Tensor]:
     """The loss and the whole gradient of one step away from the reference."""
     patch.setattr(train, "how_to_share", lambda model: sharing)
-    reference = {row_key(row): row_logps(MODEL, [row])[0] for e in examples for row in e.reference_rows}
+    reference = {row_key(row): row_logps(MODEL, [row])[0] for e in examples for row in [*e.rows, *e.mismatch]}
     with attach_lora(MODEL, MODEL.lm_head, rank=4, alpha=8, seed=3) as lora:
         generator = torch.Generator().manual_seed(0)
         for layer in lora.layers.values():

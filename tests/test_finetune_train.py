@@ -2,27 +2,28 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from assistant.adapters import load_tensors, write_adapter
 from assistant.lora import AdapterBank
 from assistant.settings import NightSettings
 from finetune import train
 from finetune.attention import SHORT, short_rows
-from finetune.batches import Encoded, make_batch, micro_batches, plan_steps, row_key
+from finetune.batches import Encoded, SharedRow, make_batch, micro_batches, plan_steps, row_key
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.lora import attach_lora
 from finetune.mixture import Sums
-from finetune.reference import LogpCache, reference_logps
-from finetune.scoring import batch_token_logps, row_logps
+from finetune.reference import LogpCache, reference_logps, reference_rows
+from finetune.scoring import batch_token_logps, completion_logps, row_logps
 from finetune.train import accumulate_gradients, schedule, times_seen, train_adapter
-from tests.finetune_support import encoded
+from tests.finetune_support import encoded, encoded_rankings
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NIGHT = NightSettings(rank=4, alpha=8, epochs=2, batch_examples=4, learning_rate=1e-2)
@@ -329,11 +330,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     seen: list[int] = []
 
-    def counting(model: torch.nn.Module, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+    def counting(model: PreTrainedModel, rows: Sequence[SharedRow]) -> list[list[float]]:
         seen.append(len(rows))
-        return row_logps(model, rows)
+        return completion_logps(model, rows)
 
-    monkeypatch.setattr(reference, "row_logps", counting)
+    monkeypatch.setattr(reference, "completion_logps", counting)
     return lambda: sum(seen)
 
 
@@ -347,22 +348,39 @@ def test_reference_log_probabilities_are_computed_once_for_all_nights(
     assert {key: again[key] for key in first} == first
 
 
+def test_completions_that_share_a_row_have_their_references_by_that_row(
+    tmp_path: Path, counted: Callable[[], int]
+) -> None:
+    model, (example,) = tiny_model(), encoded_rankings(1, 4)
+    wide = reference_rows(model, [example])
+    cache = LogpCache(tmp_path, "b", "fp32", "t")
+    found = reference_logps(model, wide, cache)
+    assert counted() == len(wide) == 1 and reference_logps(model, wide, cache) == found and counted() == 1
+    assert list(found) == [row_key(row) for row in example.rows]
+    assert list(found.values()) == pytest.approx(row_logps(model, example.rows), abs=1e-4)
+    assert cache.get(example.rows[0]) is None  # alone it may differ in its last bits
+
+
+def test_what_nobody_judged_needs_no_reference() -> None:
+    assert reference_rows(tiny_model(), [replace(encoded(1)[0], completions=((5,),), demonstrated=True)]) == []
+
+
 @pytest.mark.parametrize("other", [("b2", "fp32", "t"), ("b", "bf16", "t"), ("b", "fp32", "t2")])
 def test_another_base_form_or_template_does_not_use_the_cache(tmp_path: Path, other: tuple[str, str, str]) -> None:
     row = encoded(1)[0].rows[0]
-    LogpCache(tmp_path, "b", "fp32", "t").record([row], [-1.5])
-    assert LogpCache(tmp_path, "b", "fp32", "t").get(row) == -1.5
+    LogpCache(tmp_path, "b", "fp32", "t").record([row], [[-1.5]])
+    assert LogpCache(tmp_path, "b", "fp32", "t").get(row) == [-1.5]
     assert LogpCache(tmp_path, *other).get(row) is None
 
 
 def test_a_cache_whose_last_line_a_kill_tore_is_read_up_to_it_and_goes_on(tmp_path: Path) -> None:
     first, second, third = encoded(1)[0].rows + encoded(1, seed=5)[0].rows[:1]
     cache = LogpCache(tmp_path, "b", "fp32", "t")
-    cache.record([first, second], [-1.0, -2.0])
+    cache.record([first, second], [[-1.0], [-2.0, -4.0]])
     cache.path.write_bytes(cache.path.read_bytes()[:-20])
-    LogpCache(tmp_path, "b", "fp32", "t").record([third], [-3.0])
+    LogpCache(tmp_path, "b", "fp32", "t").record([third], [[-3.0]])
     reread = LogpCache(tmp_path, "b", "fp32", "t")
-    assert [reread.get(row) for row in (first, second, third)] == [-1.0, None, -3.0]
+    assert [reread.get(row) for row in (first, second, third)] == [[-1.0], None, [-3.0]]
 
 
 def test_a_tokenizer_row_ends_with_the_end_of_turn() -> None:

@@ -75,7 +75,7 @@ def assert_same_step(trainer: Any, encode: Callable[[Any], list[Encoded]], seed:
     expected.backward()
 
     model = tiny_model()
-    reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in e.reference_rows}
+    reference = {row_key(row): row_logps(model, [row])[0] for e in examples for row in [*e.rows, *e.mismatch]}
     settings = NightSettings(rank=4, alpha=8, **{"beta": 0.3, "dpo_weight": 1, "nll_weight": 0, **night})
     with attach_lora(model, model.lm_head, rank=4, alpha=8, seed=0) as mine:
         factors = [
