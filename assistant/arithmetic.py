@@ -40,6 +40,11 @@ def product_dtype(folder: Path) -> torch.dtype:
     return torch.float32 if 2 * stored <= memory_bytes() / 5 else torch.bfloat16
 
 
+def is_turned(x: Tensor, weight: Tensor) -> bool:
+    """Whether `turned_linear` forms the product the other way round: in float32 on a CPU."""
+    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+
+
 def turned_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute x Wᵀ + b for a few hundred rows at most; in float32 on a CPU as (W xᵀ)ᵀ, whose result lies turned.
 
@@ -54,7 +59,7 @@ def turned_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Returns:
         (n, out), not always contiguous.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if not is_turned(x, weight):
         return functional.linear(x, weight, bias)
     turned = weight @ x.T if bias is None else torch.addmm(bias[:, None], weight, x.T)
     return turned.T

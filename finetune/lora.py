@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from assistant.arithmetic import turned_linear
+from assistant.arithmetic import is_turned, turned_linear
 
 FEW_ROWS = 128
 """Up to so many rows, as sampled replies have, products are formed the other way round; see `turned_linear`."""
@@ -36,7 +36,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for x (…, in)."""
-        if not torch.is_grad_enabled() and x.numel() <= FEW_ROWS * x.shape[-1] and type(self.base) is nn.Linear:
+        few = x.numel() <= FEW_ROWS * x.shape[-1] and not torch.is_grad_enabled()
+        if few and type(self.base) is nn.Linear and is_turned(x, self.base.weight):
             return self._of_few(x)
         y: Tensor = self.base(x)
         low = functional.linear(x.reshape(-1, x.shape[-1]), self.a.to(x.dtype))
@@ -46,7 +47,7 @@ class LoraLinear(nn.Module):
     def _of_few(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         y = turned_linear(rows, self.base.weight, self.base.bias)
-        change = turned_linear(turned_linear(rows, self.a.to(x.dtype)), self.b.to(x.dtype))
+        change = turned_linear(turned_linear(rows, self.a), self.b)
         return y.add_(change, alpha=self.scale).reshape(*x.shape[:-1], -1)
 
 

@@ -92,7 +92,7 @@ def reference_logps(
     found: dict[str, float] = {}
     for row in rows:
         known = cache.get(row) or []  # rank 0 knows all of them
-        found |= dict(zip(map(row_key, single_rows([row])), known, strict=world.rank == 0))
+        found.update(zip(map(row_key, single_rows([row])), known, strict=world.rank == 0))
     return world.tell(found)
 
 

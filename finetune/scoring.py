@@ -97,9 +97,9 @@ def batch_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
         (N,) float32, in the order of batch.targets.
     """
     states, head = predictions(model, batch)
-    if is_known(model):
-        return token_logps(states, head, batch.targets)
-    return states.float().log_softmax(dim=-1).gather(1, batch.targets[:, None])[:, 0]
+    if isinstance(head, nn.Identity):
+        return states.float().log_softmax(dim=-1).gather(1, batch.targets[:, None])[:, 0]
+    return token_logps(states, head, batch.targets)
 
 
 def row_logps(model: PreTrainedModel, rows: Sequence[Row]) -> list[float]:

@@ -29,3 +29,13 @@ def test_few_rows_have_the_values_of_many(bias: bool, shape: tuple[int, int]) ->
     torch.testing.assert_close(layer(x), expected)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected)
+
+
+def test_few_rows_in_bf16_are_computed_as_many_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = LoraLinear(nn.Linear(24, 40).to(torch.bfloat16), rank=4, alpha=8, generator=generator)
+    nn.init.normal_(layer.b, generator=generator)
+    x = torch.randn(5, 24, generator=generator).to(torch.bfloat16)
+    with torch.no_grad():
+        found = layer(x)
+    assert torch.equal(found, layer(x))

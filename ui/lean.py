@@ -55,7 +55,7 @@ class LeanPage(gr.Blocks):  # type: ignore[misc]
         """Set up the queue, which looks for events a hundred times a second, as the framework does but for its web app.
 
         It makes a web app of a hundred routes here, twice, and once more when the layout is done, which is the one that
-        events run in; that took half of building a page.
+        events run in; the first two were a third of building a page.
 
         Args:
             max_size: events that wait at most.
