@@ -23,7 +23,7 @@ from assistant.quantize import Int4Linear
 PREFIX = "base_model.model."
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""Layer name -> (Aᵀ (in, r), scaled Bᵀ (r, out))."""
+"""Layer name -> (Aᵀ (in, r), scaled Bᵀ (r, out)), or their own_factors."""
 Applied = tuple[tuple[Factors, Tensor | None], ...]
 """Each adapter under way with the numbers of its rows; None is all rows. Rows of no adapter are the base's."""
 
@@ -73,20 +73,20 @@ class AdapterBank:
             if b is None or layer is None or not layer.fits(a, b):
                 raise AdapterDamaged(f"The adapter {info.id} does not fit this model at {name}. Promote another one.")
             scaled = b * (info.alpha / info.rank)
-            factors[name] = (layer.place(a.T, self._dtype), layer.place(scaled.T, self._dtype))
+            factors[name] = layer.hold(a.T, scaled.T, self._dtype)
         if tensors or not factors:
             raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
         self.loaded[info.id] = factors
         return info.id
 
     def take_own_products(self) -> None:
-        """Add the changes by the project's own operator, which takes factors in bf16."""
+        """Add the changes by the project's own operator, which has its own form for the factors."""
         self._dtype = torch.bfloat16
-        for factors in self.loaded.values():
-            for name, (a, b) in factors.items():
-                factors[name] = (a.to(self._dtype), b.to(self._dtype))
         for layer in self.layers.values():
             layer.own_products = isinstance(layer.base, Int4Linear) and layer.base.own is not None
+        for factors in self.loaded.values():
+            for name, (a, b) in factors.items():
+                factors[name] = self.layers[name].hold(a, b, self._dtype)
 
     def unload(self, adapter_id: str) -> None:
         """Forget an adapter; unknown ones are no error."""
@@ -128,9 +128,12 @@ class AdaptedLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.own_products = False
 
-    def place(self, factor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Bring a factor to where the layer computes and what its input is held in."""
-        return factor.contiguous().to(self.base.weight.device, dtype)
+    def hold(self, a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Bring Aᵀ (in, r) and Bᵀ (r, out) to where the layer computes, and to the form it computes with."""
+        if self.own_products:
+            return own_factors(a, b)
+        device = self.base.weight.device
+        return a.contiguous().to(device, dtype), b.contiguous().to(device, dtype)
 
     def fits(self, a: Tensor, b: Tensor) -> bool:
         """Whether A (r, in) and B (out, r) belong to this layer."""
@@ -149,10 +152,22 @@ class AdaptedLinear(nn.Module):
             if factors is None:
                 continue
             a, b = factors
-            if self.own_products and y.dtype == x.dtype == torch.bfloat16:
+            if self.own_products:
                 torch.ops.nightschool.add_low_rank(y, x.contiguous(), a, b, rows)
                 continue
             own = x if rows is None else x[rows]
             change = (own.to(a.dtype) @ a @ b).to(y.dtype)
             y = y + change if rows is None else y.index_add(0, rows, change)
         return y
+
+
+def own_factors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay out Aᵀ (in, r) and Bᵀ (r, out) as the project's own products read them, the rank filled up to eights.
+
+    Returns:
+        (r / 8, in, 8) and (out / 16, r, 16) bf16.
+    """
+    spare = -a.shape[1] % 8
+    a = nn.functional.pad(a, (0, spare)).unflatten(1, (-1, 8)).transpose(0, 1)
+    b = nn.functional.pad(b, (0, 0, 0, spare)).unflatten(1, (-1, 16)).transpose(0, 1)
+    return a.bfloat16().contiguous(), b.bfloat16().contiguous()

@@ -1,8 +1,8 @@
-"""Norm, MLP and attention in one go each: transformers' classes with a shorter way, taken with the own products.
+"""A whole decoder as one operator: transformers' class with a shorter way, taken with the own products.
 
-A step of a small model is some two thousand small operators, and most of its time went into starting them. Here the
-norm, the gated MLP and the attention are one operator each (native/), rounded to bf16 where transformers rounds.
-Any other case goes the way of the class that is extended. A layer is exchanged by its class alone, so that names,
+A step of a small model is some two thousand small operators, and most of its time went into starting them and into
+waking threads for each. Here all layers are one operator (native/), rounded to bf16 where transformers rounds. Any
+other case goes the way of the class that is extended. The decoder is exchanged by its class alone, so that names,
 weights and adapters stay where they were.
 """
 
@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.mistral.modeling_mistral import MistralModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from assistant.lora import AdaptedLinear, AdapterBank
 from assistant.quantize import EIGHT_BIT_ACTIVATIONS, UNLIMITED, Int4Linear, Int8Head
 from assistant.rows import Rows, window
 
 LANES = 8
-"""A norm must be a multiple of so many numbers wide, and a head of twice as many."""
+"""What is normed must be a multiple of so many numbers wide, and a head of twice as many."""
 NOTHING = (None, None)
 
 
-class OwnLayer(nn.Module):
-    """A layer that takes an operator for up to so many rows, in bf16.
+class OwnDecoder(nn.Module):
+    """A decoder that takes its operator for up to so many rows, in bf16.
 
     Its linear layers are held as the operator takes them: three tensors of each weight and its bias; what the adapters
     of the moment add is asked for each time.
@@ -34,13 +35,49 @@ class OwnLayer(nn.Module):
     few_rows: int
     weights: list[Tensor]
     biases: list[Tensor | None]
+    norms: list[Tensor]
     linears: tuple[AdaptedLinear, ...]
+    config: Any
+    embed_tokens: nn.Embedding
+    rotary_emb: nn.Module
+    layers: Any
+    norm: Any
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether the operator is for x (…, n)."""
-        return x.numel() <= self.few_rows * x.shape[-1] and x.dtype == torch.bfloat16 and x.is_contiguous()
+    def takes(self, input_ids: Tensor, past_key_values: Any) -> bool:
+        """Whether the operator is for what is read behind these keys and values."""
+        return isinstance(past_key_values, Rows) and input_ids.numel() <= self.few_rows
 
-    def changes(self) -> list[Tensor | None]:
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        **others: Any,
+    ) -> Any:
+        """Compute what lies behind the last layer's norm, (rows, new tokens, hidden)."""
+        if input_ids is None or not self.takes(input_ids, past_key_values):
+            return super().forward(input_ids, attention_mask, position_ids, past_key_values, **others)
+        x = self.embed_tokens(input_ids)
+        attention = self.layers[0].self_attn
+        like = x.new_empty(1, self.linears[1].out_features // attention.head_dim, 1, attention.head_dim)
+        held = [past_key_values.held(number, like, like) for number in range(len(self.layers))]
+        y = torch.ops.nightschool.decode(
+            x,
+            self.weights,
+            self.biases,
+            self._changes(),
+            self.norms,
+            *self.rotary_emb(x, position_ids=position_ids),
+            [layer.keys for layer in held],
+            [layer.values for layer in held],
+            past_key_values.ends,
+            attention.scaling,
+            self.norm.variance_epsilon,
+        )
+        return BaseModelOutputWithPast(last_hidden_state=y, past_key_values=past_key_values)
+
+    def _changes(self) -> list[Tensor | None]:
         """What each adapter of the moment adds: the numbers of its rows, and two factors of each linear layer."""
         found: list[Tensor | None] = []
         for factors, rows in self.linears[0].current:
@@ -50,76 +87,9 @@ class OwnLayer(nn.Module):
         return found
 
 
-class OwnNorm(OwnLayer):
-    """A root mean square norm."""
-
-    weight: Tensor
-    variance_epsilon: float
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Compute the norm of (…, n)."""
-        if not self.takes(hidden_states):
-            return super().forward(hidden_states)  # type: ignore[no-any-return]
-        y: Tensor = torch.ops.nightschool.rms_norm(hidden_states, self.weight, self.variance_epsilon)
-        return y
-
-
-class OwnGated(OwnLayer):
-    """A gated MLP with silu."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the MLP of (…, hidden)."""
-        if not self.takes(x):
-            return super().forward(x)  # type: ignore[no-any-return]
-        y: Tensor = torch.ops.nightschool.gated(x, self.weights, self.biases, self.changes())
-        return y
-
-
-class OwnAttention(OwnLayer):
-    """Causal attention to all that came before, with rotary positions."""
-
-    layer_idx: int
-    head_dim: int
-    scaling: float
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Any = None,
-        past_key_values: Any = None,
-        **others: Any,
-    ) -> tuple[Tensor, Any]:
-        """Compute the attention of (rows, new tokens, hidden)."""
-        if not self.takes(hidden_states) or not isinstance(past_key_values, Rows):
-            return super().forward(  # type: ignore[no-any-return]
-                hidden_states, position_embeddings, attention_mask, past_key_values, **others
-            )
-        key_heads = self.linears[1].out_features // self.head_dim
-        like = hidden_states.new_empty(1, key_heads, 1, self.head_dim)
-        held = past_key_values.held(self.layer_idx, like, like)
-        y = torch.ops.nightschool.attention(
-            hidden_states,
-            self.weights,
-            self.biases,
-            self.changes(),
-            *position_embeddings,
-            held.keys,
-            held.values,
-            past_key_values.ends,
-            self.scaling,
-        )
-        return y, None
-
-
-def _extended(own: type, *kinds: type) -> dict[type, type]:
-    return {kind: type(f"Own{kind.__name__}", (own, kind), {}) for kind in kinds}
-
-
-NORMS = _extended(OwnNorm, LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
-GATED = _extended(OwnGated, LlamaMLP, MistralMLP, Qwen2MLP)
-ATTENTIONS = _extended(OwnAttention, LlamaAttention, MistralAttention, Qwen2Attention)
-OWN = NORMS | GATED | ATTENTIONS
+DECODERS: dict[type, type] = {
+    kind: type(f"Own{kind.__name__}", (OwnDecoder, kind), {}) for kind in (LlamaModel, MistralModel, Qwen2Model)
+}
 
 
 def numeric_form(few_rows: int) -> str:
@@ -145,31 +115,41 @@ def take_own_products(model: PreTrainedModel, adapters: AdapterBank, few_rows: i
     if isinstance(head, Int8Head):
         head.own = True
     adapters.take_own_products()
-    for module in model.modules():
-        _exchange(module, few_rows)
+    if _is_known(model.base_model):
+        _exchange(model.base_model, few_rows)
 
 
-def _exchange(layer: Any, few_rows: int) -> None:
-    """Give a layer the shorter way, where there is one."""
-    linears = _linears(layer)
-    if linears is None:
-        return
-    bases = [linear.base for linear in linears]
-    if all(isinstance(base, Int4Linear) and base.own for base in bases):
-        layer.__class__ = OWN[type(layer)]
-        layer.few_rows = few_rows
-        layer.__dict__["linears"] = linears  # they are its submodules already
-        layer.weights = [part for base in bases for part in base.own]
-        layer.biases = [base.bias for base in bases]
+def _exchange(decoder: Any, few_rows: int) -> None:
+    """Give a decoder the shorter way."""
+    linears: tuple[Any, ...] = tuple(linear for layer in decoder.layers for linear in _linears(layer))
+    norms = [norm for layer in decoder.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    decoder.__class__ = DECODERS[type(decoder)]
+    decoder.few_rows = few_rows
+    decoder.__dict__["linears"] = linears  # they are its submodules already
+    decoder.weights = [part for linear in linears for part in linear.base.own]
+    decoder.biases = [linear.base.bias for linear in linears]
+    decoder.norms = [norm.weight for norm in (*norms, decoder.norm)]
 
 
-def _linears(layer: Any) -> tuple[Any, ...] | None:
-    """The linear layers that the operator for a layer takes; None where there is no such operator."""
-    kind = type(layer)
-    if kind in NORMS and layer.weight.numel() % LANES == 0:
-        return ()
-    if kind in GATED and layer.config.hidden_act == "silu":
-        return layer.gate_proj, layer.up_proj, layer.down_proj
-    if kind in ATTENTIONS and layer.head_dim % (2 * LANES) == 0 and window(layer.config) is None:
-        return layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
-    return None
+def _is_known(decoder: Any) -> bool:
+    """Whether the operator computes what this decoder does."""
+    return (
+        type(decoder) in DECODERS
+        and decoder.config.hidden_act == "silu"
+        and decoder.config.hidden_size % LANES == 0
+        and window(decoder.config) is None
+        and all(
+            layer.self_attn.head_dim % (2 * LANES) == 0
+            and all(isinstance(linear.base, Int4Linear) and linear.base.own for linear in _linears(layer))
+            for layer in decoder.layers
+        )
+    )
+
+
+def _linears(layer: Any) -> tuple[AdaptedLinear, ...]:
+    """The linear layers of one layer, in the operator's order."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    )

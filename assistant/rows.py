@@ -172,9 +172,10 @@ class Rows(Cache):
         before = torch.tensor(self.lengths, device=ids.device)[:, None]
         self.ends, self.numbers = before[:, 0], torch.arange(len(self.lengths), device=ids.device)
         positions = before + torch.arange(new, device=ids.device)
+        takes = getattr(model.base_model, "takes", None)  # an OwnDecoder knows for itself what a token sees
         output = model(
             input_ids=ids,
-            attention_mask=self._mask(model, positions),
+            attention_mask=None if takes and takes(ids, self) else self._mask(model, positions),
             position_ids=positions,
             past_key_values=self,
             logits_to_keep=1,

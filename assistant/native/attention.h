@@ -2,6 +2,7 @@
 #pragma once
 
 #include "numbers.h"
+#include "team.h"
 
 namespace {
 
@@ -118,61 +119,49 @@ struct Lookers {
   }
 };
 
+// New tokens behind rows of keys and values.
+struct Sizes {
+  int64_t rows, news, heads, key_heads, width, room;
+  const int64_t* before;  // tokens of each row
+
+  int64_t each() const { return rows * news; }
+};
+
 // The attention of new tokens behind each row: turned to their positions, written behind the row's keys and values, and
-// held against all of them up to their own. query (rows, new, heads * d), key and value (rows, new, key heads * d), cosine
-// and sine (rows, new, d), keys and values (room for rows, key heads, room for tokens, d), all bf16; lengths (rows) int64
-// before the new tokens -> (rows, new, heads * d) bf16
-at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& cosine,
-                  const at::Tensor& sine, at::Tensor& keys, at::Tensor& values, const at::Tensor& lengths, double scale) {
-  TORCH_CHECK(query.dim() == 3 && keys.dim() == 4 && lengths.scalar_type() == at::kLong, "the forms must be as stated");
-  const int64_t rows = query.size(0), news = query.size(1), key_heads = keys.size(1), room = keys.size(2);
-  const int64_t width = keys.size(3), heads = query.size(2) / width, shared = heads / key_heads, each = rows * news;
-  for (const auto* one : {&query, &key, &value, &cosine, &sine}) TORCH_CHECK(is_plain(*one), "contiguous bf16 is needed");
-  TORCH_CHECK(is_plain(keys) && is_plain(values) && keys.sizes() == values.sizes() && width % (2 * LANES) == 0 &&
-                  rows <= keys.size(0) && rows == lengths.numel() && heads == shared * key_heads &&
-                  query.size(2) == heads * width && key.numel() == each * key_heads * width &&
-                  value.numel() == key.numel() && cosine.numel() == each * width && sine.numel() == cosine.numel(),
-              "rows, heads and widths must fit each other");
-  auto y = at::empty_like(query);
-  const auto *q = read(query), *k = read(key), *v = read(value), *c = read(cosine), *s = read(sine);
-  auto *held_keys = write(keys), *held_values = write(values), *to = write(y);
-  const int64_t* before = lengths.const_data_ptr<int64_t>();
-  int64_t looks = 1;
-  for (int64_t row = 0; row < rows; ++row) {
-    TORCH_CHECK(before[row] >= 0 && before[row] + news <= room, "there is no room for the new tokens");
-    looks += news * (before[row] + news);
-  }
-  at::parallel_for(0, each, WORTH_A_THREAD / (key_heads * width), [&](int64_t begin, int64_t end) {
+// held against all of them up to their own. q (rows, new, heads, width), k and v (rows, new, key heads, width), cosine and
+// sine (rows, new, width), keys and values (rows, key heads, room, width) -> y (rows, new, heads, width)
+void attend(Team& team, const Sizes& size, float scale, const uint16_t* q, const uint16_t* k, const uint16_t* v,
+            const uint16_t* cosine, const uint16_t* sine, uint16_t* keys, uint16_t* values, uint16_t* y) {
+  const int64_t width = size.width, heads = size.heads, key_heads = size.key_heads, news = size.news, room = size.room;
+  team.share(size.each(), std::max<int64_t>(1, WORTH_A_PIECE / (key_heads * width)), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
       for (int64_t head = 0; head < key_heads; ++head) {
-        const int64_t row = n / news, place = (row * key_heads + head) * room + before[row] + n % news;
-        turn(k + (n * key_heads + head) * width, c + n * width, s + n * width, width, held_keys + place * width);
-        std::memcpy(held_values + place * width, v + (n * key_heads + head) * width, width * sizeof *v);
+        const int64_t row = n / news, place = (row * key_heads + head) * room + size.before[row] + n % news;
+        turn(k + (n * key_heads + head) * width, cosine + n * width, sine + n * width, width, keys + place * width);
+        std::memcpy(values + place * width, v + (n * key_heads + head) * width, width * sizeof *v);
       }
   });
   // The queries to a key head, token by token, are taken four at a time; late ones, which look at many keys, and early
   // ones in turn, so that threads have as much to do.
-  const int64_t asked = news * shared, blocks = (asked + BLOCK - 1) / BLOCK, units = rows * key_heads * blocks;
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD * units / (2 * looks * heads * width));
+  const int64_t shared = heads / key_heads, asked = news * shared, blocks = (asked + BLOCK - 1) / BLOCK;
   const auto answer = [&]<int Q>(int64_t row, int64_t key_head, int64_t first) {
     Lookers<Q> lookers(width, scale);
     std::vector<uint16_t> turned(width);
     for (int i = 0; i < Q; ++i) {
       const int64_t token = (first + i) / shared, head = key_head * shared + (first + i) % shared, n = row * news + token;
-      turn(q + (n * heads + head) * width, c + n * width, s + n * width, width, turned.data());
-      lookers.take(i, turned.data(), before[row] + token + 1, to + (n * heads + head) * width);
+      turn(q + (n * heads + head) * width, cosine + n * width, sine + n * width, width, turned.data());
+      lookers.take(i, turned.data(), size.before[row] + token + 1, y + (n * heads + head) * width);
     }
     const int64_t at = (row * key_heads + key_head) * room * width;
-    lookers.look(held_keys + at, held_values + at);
+    lookers.look(keys + at, values + at);
   };
-  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+  team.share(size.rows * key_heads * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit % blocks, block = b % 2 ? blocks - 1 - b / 2 : b / 2, first = block * BLOCK;
       const int64_t key_head = unit / blocks % key_heads, row = unit / blocks / key_heads;
       for_count(std::min(BLOCK, asked - first), [&]<int Q>() { answer.template operator()<Q>(row, key_head, first); });
     }
   });
-  return y;
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -16,7 +15,7 @@ namespace {
 
 constexpr int64_t LANES = 8;
 constexpr int64_t BLOCK = 4;                 // rows, or queries, that are computed together
-constexpr int64_t WORTH_A_THREAD = 1 << 16;  // products
+constexpr int64_t WORTH_A_PIECE = 1 << 13;   // products
 
 // Call what is made for a number of rows, or of queries, of at most BLOCK.
 template <typename Made>

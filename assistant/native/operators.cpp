@@ -1,6 +1,5 @@
-// The parts of a decoder as torch operators: products, and norm, gated MLP and attention around them, each in one go where
-// torch takes a dozen small steps, rounded to bf16 where transformers rounds. Built on the person's machine by
-// assistant/kernels.py.
+// A decoder as one torch operator, and the products of those that it does not know. Rounded to bf16 where transformers
+// rounds. Built on the person's machine by assistant/kernels.py.
 
 #include <torch/library.h>
 
@@ -9,95 +8,173 @@
 
 namespace {
 
-// x (…, n) bf16 over its root mean square, times weight (n) bf16
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon) {
-  TORCH_CHECK(is_plain(x) && is_plain(weight) && weight.dim() == 1 && x.size(-1) == weight.size(0),
-              "x must be (…, n) and weight (n)");
-  const int64_t n = weight.size(0);
-  TORCH_CHECK(n % LANES == 0, "n must be a multiple of 8");
-  auto y = at::empty_like(x);
-  const auto *from = read(x), *w = read(weight);
-  auto* to = write(y);
-  at::parallel_for(0, x.numel() / n, std::max<int64_t>(1, WORTH_A_THREAD / n), [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * n; first < end * n; first += n) {
-      __m256 squares = _mm256_setzero_ps();
-      for (int64_t i = first; i < first + n; i += LANES) {
-        const __m256 part = widen8(from + i);
-        squares = _mm256_fmadd_ps(part, part, squares);
-      }
-      const __m256 per_root = _mm256_set1_ps(1.0f / std::sqrt(sum8(squares) / n + static_cast<float>(epsilon)));
-      for (int64_t i = 0; i < n; i += LANES) {
-        const __m256 normed = rounded8(_mm256_mul_ps(widen8(from + first + i), per_root));
-        narrow8(_mm256_mul_ps(widen8(w + i), normed), to + first + i);
-      }
-    }
-  });
-  return y;
-}
-
-// silu(gate) * up, both (…, n) bf16 and products of ours
-at::Tensor silu_times(const at::Tensor& gate, const at::Tensor& up) {
-  auto y = at::empty_like(gate);
-  const auto *g = read(gate), *u = read(up);
-  auto* to = write(y);
-  const __m256 one = _mm256_set1_ps(1.0f), none = _mm256_setzero_ps();
-  at::parallel_for(0, gate.numel() / LANES, WORTH_A_THREAD / LANES, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * LANES; i < end * LANES; i += LANES) {
-      const __m256 value = widen8(g + i);
-      const __m256 opened = _mm256_div_ps(value, _mm256_add_ps(one, exp8(_mm256_sub_ps(none, value))));
-      narrow8(_mm256_mul_ps(rounded8(opened), widen8(u + i)), to + i);
-    }
-  });
-  return y;
-}
-
 using Tensors = std::vector<at::Tensor>;
 using Maybes = c10::List<std::optional<at::Tensor>>;
 
-// Several linear layers: three tensors of each weight, and what adapters change. `changes` are, for each adapter, the
-// numbers of its rows, or none for all, and two factors of each layer, or none.
-struct Linears {
-  std::vector<Weight4> weights;
-  const Maybes &biases, &changes;
-
-  Linears(const Tensors& parts, const Maybes& b, const Maybes& c) : biases(b), changes(c) {
-    for (size_t i = 0; i + 2 < parts.size(); i += 3) weights.emplace_back(parts[i], parts[i + 1], parts[i + 2]);
-    TORCH_CHECK(weights.size() * 3 == parts.size() && weights.size() == biases.size() &&
-                    changes.size() % (1 + 2 * weights.size()) == 0,
-                "three tensors, a bias and two factors of each layer are needed");
-  }
-
-  // What the layers from `first` to before `end` make of x.
-  Tensors operator()(const at::Tensor& x, size_t first, size_t end) const {
-    auto ys = multiply(x, {weights.begin() + first, weights.begin() + end});
-    for (size_t n = first; n < end; ++n) {
-      const std::optional<at::Tensor> bias = biases[n];
-      if (bias) ys[n - first].add_(*bias);
-      for (size_t at = 0; at < changes.size(); at += 1 + 2 * weights.size()) {
-        const std::optional<at::Tensor> rows = changes[at], a = changes[at + 1 + 2 * n], b = changes[at + 2 + 2 * n];
-        if (a && b) add_low_rank(ys[n - first], x, *a, *b, rows);
+// x (rows, n) over its root mean square, times weight (n)
+void norm(Team& team, const uint16_t* x, const uint16_t* weight, float epsilon, int64_t rows, int64_t n, uint16_t* y) {
+  team.share(rows, std::max<int64_t>(1, WORTH_A_PIECE / n), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * n; first < end * n; first += n) {
+      __m256 squares = _mm256_setzero_ps();
+      for (int64_t i = first; i < first + n; i += LANES) {
+        const __m256 part = widen8(x + i);
+        squares = _mm256_fmadd_ps(part, part, squares);
+      }
+      const __m256 per_root = _mm256_set1_ps(1.0f / std::sqrt(sum8(squares) / n + epsilon));
+      for (int64_t i = 0; i < n; i += LANES) {
+        const __m256 normed = rounded8(_mm256_mul_ps(widen8(x + first + i), per_root));
+        narrow8(_mm256_mul_ps(widen8(weight + i), normed), y + first + i);
       }
     }
-    return ys;
-  }
-};
-
-// A gated MLP with silu, whose linear layers are gate, up and down.
-at::Tensor gated(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes) {
-  const Linears linears(weights, biases, changes);
-  TORCH_CHECK(linears.weights.size() == 3, "gate, up and down are needed");
-  const auto opened = linears(x, 0, 2);
-  return linears(silu_times(opened[0], opened[1]), 2, 3)[0];
+  });
 }
 
-// Attention with its linear layers query, key, value and output; the rest is as in `attend`.
-at::Tensor attention(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes,
-                     const at::Tensor& cosine, const at::Tensor& sine, at::Tensor& keys, at::Tensor& values,
-                     const at::Tensor& lengths, double scale) {
-  const Linears linears(weights, biases, changes);
-  TORCH_CHECK(linears.weights.size() == 4, "query, key, value and output are needed");
-  const auto asked = linears(x, 0, 3);
-  return linears(attend(asked[0], asked[1], asked[2], cosine, sine, keys, values, lengths, scale), 3, 4)[0];
+// silu(gate) * up, `count` numbers of each
+void silu_times(Team& team, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* y) {
+  const __m256 one = _mm256_set1_ps(1.0f), none = _mm256_setzero_ps();
+  team.share(count / LANES, WORTH_A_PIECE / LANES / 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * LANES; i < end * LANES; i += LANES) {
+      const __m256 value = widen8(gate + i);
+      const __m256 opened = _mm256_div_ps(value, _mm256_add_ps(one, exp8(_mm256_sub_ps(none, value))));
+      narrow8(_mm256_mul_ps(rounded8(opened), widen8(up + i)), y + i);
+    }
+  });
+}
+
+enum : size_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LAYERS };
+
+// Read a layer's linear layers. `changes` are, for each adapter, the numbers of its rows, or none for all, and two factors of
+// each linear layer of the whole decoder, or none.
+class Reader {
+ public:
+  Reader(const Tensors& w, const Maybes& b, const Maybes& c, int64_t rows, int64_t tokens)
+      : weights(w), biases(b), changes(c), stride(1 + 2 * biases.size()) {
+    TORCH_CHECK(weights.size() == 3 * biases.size() && biases.size() % LAYERS == 0 && changes.size() % stride == 0,
+                "three tensors, a bias and two factors of each linear layer are needed");
+    for (size_t at = 0; at < changes.size(); at += stride) marked.push_back(mark(changes[at], rows, tokens));
+  }
+
+  // Those from `first` to before `end` of one layer.
+  Linears some(size_t layer, size_t first, size_t end) const {
+    Linears linears;
+    for (size_t n = layer * LAYERS + first; n < layer * LAYERS + end; ++n) {
+      Linear linear(weights[3 * n], weights[3 * n + 1], weights[3 * n + 2]);
+      const std::optional<at::Tensor> bias = biases[n];
+      if (bias) {
+        TORCH_CHECK(is_plain(*bias) && bias->numel() == linear.out, "a bias must be (out) in bf16");
+        linear.bias = read(*bias);
+      }
+      for (size_t i = 0; i < marked.size(); ++i) {
+        const std::optional<at::Tensor> a = changes[i * stride + 1 + 2 * n], b = changes[i * stride + 2 + 2 * n];
+        if (a && b) linear.changes.emplace_back(*a, *b, linear.inner, linear.out, marked[i]);
+      }
+      linears.add(std::move(linear));
+    }
+    return linears;
+  }
+
+ private:
+  const Tensors& weights;
+  const Maybes &biases, &changes;
+  const size_t stride;
+  std::vector<std::vector<uint8_t>> marked;  // rows of each adapter
+};
+
+// The tensors of one layer of the decoder.
+struct Layer {
+  Linears asked, given, opened, closed;  // query, key and value; output; gate and up; down
+  const uint16_t *before, *between;      // the weights of its norms
+  uint16_t *keys, *values;
+};
+
+// All layers of a decoder and the norm behind them: norm, attention, norm and gated MLP with silu in each.
+// x (rows, new, hidden) bf16; of each layer 7 weights (query, key, value, output, gate, up, down), and biases, and 2 norms;
+// cosine and sine (rows, new, width) bf16; keys and values of each layer (room for rows, key heads, room for tokens, width)
+// bf16; lengths (rows) int64 before the new tokens -> (rows, new, hidden) bf16
+at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes,
+                  const Tensors& norms, const at::Tensor& cosine, const at::Tensor& sine, const Tensors& keys,
+                  const Tensors& values, const at::Tensor& lengths, double scale, double epsilon) {
+  TORCH_CHECK(x.dim() == 3 && is_plain(x) && lengths.is_contiguous() && lengths.scalar_type() == at::kLong &&
+                  lengths.numel() == x.size(0) && !keys.empty() && keys.size() == values.size() &&
+                  norms.size() == 2 * keys.size() + 1 && weights.size() == 3 * LAYERS * keys.size(),
+              "the forms must be as stated");
+  const int64_t hidden = x.size(2), each = x.size(0) * x.size(1);
+  const Reader reader(weights, biases, changes, x.size(0), x.size(1));
+  std::vector<Layer> layers;
+  for (size_t n = 0; n < keys.size(); ++n) {
+    TORCH_CHECK(is_plain(keys[n]) && is_plain(values[n]) && keys[n].dim() == 4 && keys[n].sizes() == keys[0].sizes() &&
+                    values[n].sizes() == keys[0].sizes(),
+                "keys and values must be contiguous bf16 of one form");
+    layers.push_back({reader.some(n, QUERY, OUTPUT), reader.some(n, OUTPUT, GATE), reader.some(n, GATE, DOWN),
+                      reader.some(n, DOWN, LAYERS), read(norms[2 * n]), read(norms[2 * n + 1]), write(keys[n]),
+                      write(values[n])});
+  }
+  const int64_t width = keys[0].size(3), key_heads = keys[0].size(1), attended = layers[0].given.layers[0].inner;
+  const int64_t between = layers[0].closed.layers[0].inner;
+  const Sizes size{x.size(0), x.size(1), attended / width, key_heads, width, keys[0].size(2),
+                   lengths.const_data_ptr<int64_t>()};
+  for (const auto& one : norms) TORCH_CHECK(is_plain(one) && one.numel() == hidden, "a norm must be (hidden) in bf16");
+  for (const auto* one : {&cosine, &sine})
+    TORCH_CHECK(is_plain(*one) && one->numel() == each * width, "cosine and sine must be (rows, new, width) in bf16");
+  int64_t lows = 0;
+  for (const auto& layer : layers) {
+    const auto out = [](const Linears& linears, size_t n) { return linears.layers[n].out; };
+    TORCH_CHECK(layer.asked.layers[0].inner == hidden && out(layer.asked, 0) == attended &&
+                    out(layer.asked, 1) == key_heads * width && out(layer.asked, 2) == key_heads * width &&
+                    layer.given.layers[0].inner == attended && out(layer.given, 0) == hidden &&
+                    layer.opened.layers[0].inner == hidden && out(layer.opened, 0) == between &&
+                    out(layer.opened, 1) == between && layer.closed.layers[0].inner == between &&
+                    out(layer.closed, 0) == hidden,
+                "the layers must fit each other");
+    for (const auto* linears : {&layer.asked, &layer.given, &layer.opened, &layer.closed}) {
+      lows = std::max(lows, linears->lows);
+      for (const auto& linear : linears->layers)
+        TORCH_CHECK(linear.inner == linears->layers[0].inner, "linear layers of the same inputs must be as wide");
+    }
+  }
+  TORCH_CHECK(hidden % LANES == 0 && width % (2 * LANES) == 0 && size.rows <= keys[0].size(0) &&
+                  size.heads % key_heads == 0 && attended % width == 0,
+              "rows, heads and widths must fit each other");
+  for (int64_t row = 0; row < size.rows; ++row)
+    TORCH_CHECK(size.before[row] >= 0 && size.before[row] + size.news <= size.room, "there is no room for the new tokens");
+
+  auto y = at::empty_like(x);
+  auto* result = write(y);
+  const auto *from = read(x), *c = read(cosine), *s = read(sine);
+  std::vector<uint16_t> sum(from, from + each * hidden), normed(each * hidden), answer(each * attended);
+  std::vector<uint16_t> mixed(each * between);
+  std::vector<std::vector<uint16_t>> made(3);
+  made[0].resize(each * std::max(attended, between)), made[1].resize(made[0].size());
+  made[2].resize(each * key_heads * width);
+  std::vector<float> low(each * lows);
+  Activations narrow(each, hidden), heads(each, attended), wide(each, between);
+  gather([&](Team& team) {
+    // What linear layers make of x, into `made` or, of a single one, added to `sum`.
+    const auto apply = [&](const Linears& linears, Activations& rounded, const uint16_t* given, bool adds) {
+      rounded.take(team, given);
+      linears.take_in(team, given, each, low);
+      linears.multiply(team, rounded, low, [&](size_t which, int64_t row, int64_t o, const uint16_t* sixteen) {
+        auto* to = (adds ? sum : made[which]).data() + row * linears.layers[which].out + o;
+        if (!adds) std::memcpy(to, sixteen, 16 * sizeof *to);
+        for (int64_t i = 0; adds && i < 16; i += LANES)
+          narrow8(_mm256_add_ps(widen8(to + i), widen8(sixteen + i)), to + i);
+      });
+    };
+    const float near_none = static_cast<float>(epsilon);
+    for (const auto& layer : layers) {
+      norm(team, sum.data(), layer.before, near_none, each, hidden, normed.data());
+      apply(layer.asked, narrow, normed.data(), false);
+      attend(team, size, static_cast<float>(scale), made[0].data(), made[1].data(), made[2].data(), c, s, layer.keys,
+             layer.values, answer.data());
+      apply(layer.given, heads, answer.data(), true);
+      norm(team, sum.data(), layer.between, near_none, each, hidden, normed.data());
+      apply(layer.opened, narrow, normed.data(), false);
+      silu_times(team, made[0].data(), made[1].data(), each * between, mixed.data());
+      apply(layer.closed, wide, mixed.data(), true);
+    }
+    norm(team, sum.data(), read(norms.back()), near_none, each, hidden, result);
+  });
+  return y;
 }
 
 }  // namespace
@@ -106,18 +183,14 @@ TORCH_LIBRARY(nightschool, library) {
   library.def("linear4(Tensor x, Tensor levels, Tensor scales, Tensor zeros) -> Tensor");
   library.def("linear8(Tensor x, Tensor weight, Tensor scales) -> Tensor");
   library.def("add_low_rank(Tensor(a!) y, Tensor x, Tensor a, Tensor b, Tensor? rows) -> ()");
-  library.def("rms_norm(Tensor x, Tensor weight, float epsilon) -> Tensor");
-  library.def("gated(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor?[] changes) -> Tensor");
   library.def(
-      "attention(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor?[] changes, Tensor cosine, Tensor sine, "
-      "Tensor(a!) keys, Tensor(b!) values, Tensor lengths, float scale) -> Tensor");
+      "decode(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor?[] changes, Tensor[] norms, Tensor cosine, Tensor sine, "
+      "Tensor(a!)[] keys, Tensor(b!)[] values, Tensor lengths, float scale, float epsilon) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(nightschool, CPU, library) {
   library.impl("linear4", linear4);
   library.impl("linear8", linear8);
   library.impl("add_low_rank", add_low_rank);
-  library.impl("rms_norm", rms_norm);
-  library.impl("gated", gated);
-  library.impl("attention", attention);
+  library.impl("decode", decode);
 }

@@ -3,11 +3,13 @@
 #pragma once
 
 #include "numbers.h"
+#include "team.h"
 
 namespace {
 
 constexpr int64_t GROUP = 32;
-constexpr int64_t TILE = 32;  // rows whose activations fit the processor's nearest memory
+constexpr int64_t TILE = 32;     // rows whose activations fit the processor's nearest memory
+constexpr int64_t AHEAD = 2048;  // bytes of a weight that are asked for before they are needed: processors stop at a page's end
 
 // To each of eight sums, or of sixteen partial ones, the products of unsigned and signed bytes. Without VNNI these are
 // 16 bits: eight times two products of a level (0..15) and an activation (-127..127) fit.
@@ -35,11 +37,12 @@ struct Activations {
   std::vector<int8_t> values;      // (rows, inner)
   std::vector<float> steps, sums;  // (rows, groups)
 
-  explicit Activations(const at::Tensor& x)
-      : rows(x.numel() / x.size(-1)), inner(x.size(-1)), groups(inner / GROUP), values(rows * inner),
-        steps(rows * groups), sums(rows * groups) {
-    const auto* from = read(x);
-    at::parallel_for(0, rows * groups, WORTH_A_THREAD / GROUP, [&](int64_t begin, int64_t end) {
+  Activations(int64_t r, int64_t i)
+      : rows(r), inner(i), groups(i / GROUP), values(r * i), steps(r * groups), sums(r * groups) {}
+
+  // Round what `from` (rows, inner) holds.
+  void take(Team& team, const uint16_t* from) {
+    team.share(rows * groups, WORTH_A_PIECE / GROUP, [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) round(from + g * GROUP, values.data() + g * GROUP, steps[g], sums[g]);
     });
   }
@@ -69,6 +72,9 @@ struct Activations {
     sum = step * sum8(_mm256_cvtepi32_ps(total));
   }
 };
+
+inline void ask_for(const void* at) { _mm_prefetch(static_cast<const char*>(at) + AHEAD, _MM_HINT_T0); }
+
 inline __m256i four_bytes(const int8_t* from) {
   int32_t four;
   std::memcpy(&four, from, sizeof four);
@@ -85,10 +91,12 @@ void outputs4(const Activations& x, int64_t row, const uint8_t* levels, const ui
   const __m256i low = _mm256_set1_epi8(15);
   const int8_t* values = x.values.data() + row * x.inner;
   const float *steps = x.steps.data() + row * x.groups, *sums = x.sums.data() + row * x.groups;
+  const bool meets_first = row % TILE == 0;
   for (int64_t g = 0; g < x.groups; ++g, scales += 2 * LANES, zeros += 2 * LANES, values += GROUP) {
     __m256i dots[R][2];
     for (auto& two : dots) two[0] = two[1] = _mm256_setzero_si256();
     for (int64_t at = 0; at < GROUP; at += 8, levels += 64) {
+      if (meets_first) ask_for(levels);
       const __m256i both = bytes_of(levels), others = bytes_of(levels + 32);
       const __m256i level[2] = {_mm256_and_si256(both, low), _mm256_and_si256(others, low)};
       const __m256i higher[2] = {_mm256_and_si256(_mm256_srli_epi16(both, 4), low),
@@ -118,10 +126,12 @@ template <int R>
 void outputs8(const Activations& x, int64_t row, const int8_t* weight, const uint16_t* scales, float (*out)[LANES]) {
   const int8_t* values = x.values.data() + row * x.inner;
   const float* steps = x.steps.data() + row * x.groups;
+  const bool meets_first = row % TILE == 0;
   for (int64_t o = 0; o < LANES; ++o, weight += x.inner) {
     __m256 sum[R];
     for (auto& one : sum) one = _mm256_setzero_ps();
     for (int64_t g = 0; g < x.groups; ++g) {
+      if (meets_first && g % 2 == 0) ask_for(weight + g * GROUP);
       const __m256i w = bytes_of(weight + g * GROUP), size = _mm256_abs_epi8(w);
       for (int r = 0; r < R; ++r) {
         const __m256i value = _mm256_sign_epi8(bytes_of(values + r * x.inner + g * GROUP), w);
@@ -136,21 +146,14 @@ void outputs8(const Activations& x, int64_t row, const int8_t* weight, const uin
 // Call `outputs(count, row, n)` for all blocks of rows and of `size` outputs. A few rows, which fit the processor's nearest
 // memory, meet every weight before the next ones do.
 template <typename Outputs>
-void for_blocks(const Activations& x, int64_t blocks, int64_t size, const Outputs& outputs) {
-  if (!x.rows) return;
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (x.inner * size * std::min(x.rows, TILE)));
-  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+void for_blocks(Team& team, const Activations& x, int64_t blocks, int64_t size, const Outputs& outputs) {
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_PIECE / (x.inner * size * std::max<int64_t>(1, std::min(x.rows, TILE))));
+  team.share(blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = 0; tile < x.rows; tile += TILE)
       for (int64_t n = begin; n < end; ++n)
         for (int64_t row = tile; row < std::min(x.rows, tile + TILE); row += BLOCK)
           outputs(std::min(BLOCK, x.rows - row), row, n);
   });
-}
-
-template <int64_t N>
-void store(const float (*values)[N], int64_t count, int64_t out, uint16_t* to) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t o = 0; o < N; o += LANES) narrow8(_mm256_loadu_ps(values[r] + o), to + r * out + o);
 }
 
 void check(const at::Tensor& x, int64_t inner, int64_t out) {
@@ -164,118 +167,189 @@ at::Tensor like(const at::Tensor& x, int64_t out) {
   return at::empty(sizes, x.options());
 }
 
-// A weight of 4 bits: levels (out / 16, in / 8, 64) uint8, scales and zeros (out / 16, in / 32, 16) bf16. A byte of levels
-// holds one of an output (of sixteen) and an input (of four), and above it that of the input four later.
-struct Weight4 {
-  at::Tensor levels, scales, zeros;
-  int64_t sixteens, inner, groups;
-
-  Weight4(const at::Tensor& l, const at::Tensor& s, const at::Tensor& z) : levels(l), scales(s), zeros(z) {
-    TORCH_CHECK(l.dim() == 3 && l.size(2) == 64 && l.is_contiguous(), "levels must be (out / 16, in / 8, 64)");
-    sixteens = l.size(0), inner = l.size(1) * 8, groups = inner / GROUP;
-    for (const auto* one : {&s, &z})
-      TORCH_CHECK(is_plain(*one) && one->numel() == sixteens * groups * 16, "scales must be (out / 16, in / 32, 16)");
-  }
-};
-
-// x (…, in) bf16 by several weights of the same inputs -> (…, out) bf16 of each
-std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<Weight4>& weights) {
-  std::vector<at::Tensor> ys;
-  std::vector<int64_t> begins;  // of each weight's sixteens among all
-  int64_t sixteens = 0;
-  for (const auto& weight : weights) {
-    check(x, weight.inner, weight.sixteens * 16);
-    ys.push_back(like(x, weight.sixteens * 16));
-    begins.push_back(sixteens);
-    sixteens += weight.sixteens;
-  }
-  const Activations quantised(x);
-  for_blocks(quantised, sixteens, 16, [&](int64_t count, int64_t row, int64_t at) {
-    const size_t which = std::upper_bound(begins.begin(), begins.end(), at) - begins.begin() - 1;
-    const auto& weight = weights[which];
-    const int64_t n = at - begins[which], out = weight.sixteens * 16, first = n * weight.groups * 16;
-    const auto* levels = weight.levels.const_data_ptr<uint8_t>() + n * weight.inner * 8;
-    const auto *scales = read(weight.scales) + first, *zeros = read(weight.zeros) + first;
-    float values[BLOCK][16];
-    for_count(count, [&]<int R>() { outputs4<R>(quantised, row, levels, scales, zeros, values); });
-    store(values, count, out, write(ys[which]) + row * out + n * 16);
-  });
-  return ys;
-}
-
-at::Tensor linear4(const at::Tensor& x, const at::Tensor& levels, const at::Tensor& scales, const at::Tensor& zeros) {
-  return multiply(x, {Weight4(levels, scales, zeros)})[0];
-}
-
 // x (…, in) bf16, weight (out, in) int8, scales (out) bf16 -> (…, out) bf16
 at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be (out, in)");
   const int64_t out = weight.size(0);
   TORCH_CHECK(is_plain(scales) && scales.numel() == out, "scales must be (out,)");
   check(x, weight.size(1), out);
-  const Activations quantised(x);
   auto y = like(x, out);
-  for_blocks(quantised, out / LANES, LANES, [&](int64_t count, int64_t row, int64_t eight) {
-    const auto* eight_of = weight.const_data_ptr<int8_t>() + eight * LANES * quantised.inner;
-    const auto* scale = read(scales) + eight * LANES;
-    float values[BLOCK][LANES];
-    for_count(count, [&]<int R>() { outputs8<R>(quantised, row, eight_of, scale, values); });
-    store(values, count, out, write(y) + row * out + eight * LANES);
+  const auto *from = read(x), *scale = read(scales);
+  const auto* eights = weight.const_data_ptr<int8_t>();
+  auto* to = write(y);
+  Activations rounded(x.numel() / x.size(-1), x.size(-1));
+  gather([&](Team& team) {
+    rounded.take(team, from);
+    for_blocks(team, rounded, out / LANES, LANES, [&](int64_t count, int64_t row, int64_t eight) {
+      const int64_t first = eight * LANES;
+      float values[BLOCK][LANES];
+      for_count(count, [&]<int R>() { outputs8<R>(rounded, row, eights + first * rounded.inner, scale + first, values); });
+      for (int64_t r = 0; r < count; ++r) narrow8(_mm256_loadu_ps(values[r]), to + (row + r) * out + first);
+    });
   });
   return y;
 }
 
-// low (r) = x (in) · a (in, r)
-void take_in(const std::vector<float>& x, const uint16_t* a, std::vector<float>& low) {
-  const int64_t inner = x.size(), rank = low.size();
-  int64_t r = 0;
-  for (; r + LANES <= rank; r += LANES) {
+// What an adapter adds to rows of a linear layer: x (in) times a, times b. Of the rank, which is filled up to eights, eight
+// columns of a lie together, and sixteen outputs of b: a (rank / 8, in, 8), b (out / 16, rank, 16).
+struct Change {
+  const uint16_t *a, *b;
+  int64_t rank;
+  const uint8_t* rows;  // whether it is for a row; none: for all
+  int64_t at = 0;       // where its numbers lie among those of a row
+
+  Change(const at::Tensor& first, const at::Tensor& second, int64_t inner, int64_t out, const std::vector<uint8_t>& marked)
+      : a(read(first)), b(read(second)), rank(first.size(0) * LANES), rows(marked.empty() ? nullptr : marked.data()) {
+    TORCH_CHECK(is_plain(first) && is_plain(second) && first.numel() == rank * inner && second.numel() == rank * out &&
+                    inner % 4 == 0 && out % 16 == 0,
+                "a must be (r / 8, in, 8) and b (out / 16, r, 16) in bf16, and fit their layer");
+  }
+
+  bool is_for(int64_t row) const { return !rows || rows[row]; }
+
+  // Eight of the numbers, from `r` on, that x makes with a.
+  void take_in(const uint16_t* x, int64_t inner, int64_t r, float* low) const {
+    const uint16_t* eights = a + r * inner;
     __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    int64_t i = 0;
-    for (; i + 4 <= inner; i += 4)
+    for (int64_t i = 0; i < inner; i += 4)
       for (int k = 0; k < 4; ++k)
-        sums[k] = _mm256_fmadd_ps(_mm256_broadcast_ss(&x[i + k]), widen8(a + (i + k) * rank + r), sums[k]);
-    for (; i < inner; ++i) sums[0] = _mm256_fmadd_ps(_mm256_broadcast_ss(&x[i]), widen8(a + i * rank + r), sums[0]);
-    const __m256 sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-    _mm256_storeu_ps(&low[r], sum);
+        sums[k] = _mm256_fmadd_ps(_mm256_set1_ps(widen(x[i + k])), widen8(eights + (i + k) * LANES), sums[k]);
+    _mm256_storeu_ps(low, _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
   }
-  for (; r < rank; ++r) {
-    low[r] = 0;
-    for (int64_t i = 0; i < inner; ++i) low[r] += x[i] * widen(a[i * rank + r]);
-  }
-}
 
-// y (out) += low (r) · b (r, out)
-void give_out(const std::vector<float>& low, const uint16_t* b, int64_t out, uint16_t* y) {
-  for (int64_t o = 0; o < out; o += LANES) {
-    __m256 change = _mm256_setzero_ps();
-    for (size_t r = 0; r < low.size(); ++r)
-      change = _mm256_fmadd_ps(_mm256_broadcast_ss(&low[r]), widen8(b + r * out + o), change);
-    narrow8(_mm256_add_ps(widen8(y + o), rounded8(change)), y + o);
+  // Add to the sixteen outputs y, from `o` on, what the numbers make with b.
+  void give_out(const float* low, int64_t o, uint16_t* y) const {
+    const uint16_t* sixteens = b + o * rank;
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t r = 0; r < rank; ++r, sixteens += 16)
+      for (int e = 0; e < 2; ++e)
+        sums[e] = _mm256_fmadd_ps(_mm256_broadcast_ss(low + r), widen8(sixteens + e * LANES), sums[e]);
+    for (int e = 0; e < 2; ++e) narrow8(_mm256_add_ps(widen8(y + e * LANES), rounded8(sums[e])), y + e * LANES);
   }
-}
+};
 
-// y (rows, …, out) bf16 += x (rows, …, in) bf16 · a (in, r) bf16 · b (r, out) bf16, in the rows that are named or in all.
-void add_low_rank(const at::Tensor& y, const at::Tensor& x, const at::Tensor& a, const at::Tensor& b,
-                  const std::optional<at::Tensor>& rows) {
-  const int64_t inner = a.size(0), rank = a.size(1), out = b.size(1), all = x.numel() / inner;
-  TORCH_CHECK(is_plain(x) && is_plain(y) && is_plain(a) && is_plain(b) && x.size(-1) == inner &&
-                  y.numel() == all * out && b.size(0) == rank && out % LANES == 0,
-              "x (…, in), y (…, out), a (in, r) and b (r, out) must be bf16 and fit each other");
-  const auto *from = read(x), *left = read(a), *right = read(b);
-  auto* to = write(y);
-  const int64_t* named = rows ? rows->const_data_ptr<int64_t>() : nullptr;
-  const int64_t tokens = x.dim() > 1 ? all / x.size(0) : 1, count = rows ? rows->numel() * tokens : all;
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (rank * (inner + out)));
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> wide(inner), low(rank);
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t row = named ? named[n / tokens] * tokens + n % tokens : n;
-      TORCH_CHECK(row >= 0 && row < all, "there is no such row");
-      for (int64_t i = 0; i < inner; ++i) wide[i] = widen(from[row * inner + i]);
-      take_in(wide, left, low);
-      give_out(low, right, out, to + row * out);
+// A linear layer with a weight of 4 bits: levels (out / 16, in / 8, 64) uint8, scales and zeros (out / 16, in / 32, 16) bf16.
+// A byte of levels holds one of an output (of sixteen) and an input (of four), and above it that of the input four later.
+struct Linear {
+  const uint8_t* levels;
+  const uint16_t *scales, *zeros, *bias = nullptr;
+  int64_t inner, out;
+  std::vector<Change> changes;
+
+  Linear(const at::Tensor& l, const at::Tensor& s, const at::Tensor& z) {
+    TORCH_CHECK(l.dim() == 3 && l.size(2) == 64 && l.is_contiguous(), "levels must be (out / 16, in / 8, 64)");
+    inner = l.size(1) * 8, out = l.size(0) * 16;
+    for (const auto* one : {&s, &z})
+      TORCH_CHECK(is_plain(*one) && one->numel() == out * inner / GROUP, "scales must be (out / 16, in / 32, 16)");
+    levels = l.const_data_ptr<uint8_t>(), scales = read(s), zeros = read(z);
+  }
+};
+
+// Several linear layers of the same inputs.
+struct Linears {
+  std::vector<Linear> layers;
+  std::vector<int64_t> begins;  // of each layer's sixteens among all
+  int64_t sixteens = 0, lows = 0;
+
+  void add(Linear layer) {
+    begins.push_back(sixteens);
+    sixteens += layer.out / 16;
+    for (auto& change : layer.changes) {
+      change.at = lows;
+      lows += change.rank;
     }
+    layers.push_back(std::move(layer));
+  }
+
+  // What x (rows, in) makes with the adapters' first factors: low (rows, lows).
+  void take_in(Team& team, const uint16_t* x, int64_t rows, std::vector<float>& low) const {
+    if (!lows) return;
+    team.share(rows * lows / LANES, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t row = n * LANES / lows, at = n * LANES % lows;
+        for (const auto& layer : layers)
+          for (const auto& change : layer.changes)
+            if (at >= change.at && at < change.at + change.rank && change.is_for(row))
+              change.take_in(x + row * layer.inner, layer.inner, at - change.at, &low[n * LANES]);
+      }
+    });
+  }
+
+  // Call to(layer, row, output, sixteen numbers in bf16) for all that they make of x and of `low`.
+  template <typename To>
+  void multiply(Team& team, const Activations& x, const std::vector<float>& low, const To& to) const {
+    for_blocks(team, x, sixteens, 16, [&](int64_t count, int64_t row, int64_t at) {
+      const size_t which = std::upper_bound(begins.begin(), begins.end(), at) - begins.begin() - 1;
+      const Linear& layer = layers[which];
+      const int64_t n = at - begins[which], first = n * x.groups * 16;
+      float values[BLOCK][16];
+      for_count(count, [&]<int R>() {
+        outputs4<R>(x, row, layer.levels + n * x.inner * 8, layer.scales + first, layer.zeros + first, values);
+      });
+      for (int64_t r = 0; r < count; ++r) {
+        alignas(32) uint16_t y[16];
+        for (int64_t o = 0; o < 16; o += LANES) {
+          narrow8(_mm256_loadu_ps(values[r] + o), y + o);
+          if (layer.bias) narrow8(_mm256_add_ps(widen8(y + o), widen8(layer.bias + n * 16 + o)), y + o);
+        }
+        for (const auto& change : layer.changes)
+          if (change.is_for(row + r)) change.give_out(&low[(row + r) * lows + change.at], n * 16, y);
+        to(which, row + r, n * 16, y);
+      }
+    });
+  }
+};
+
+// x (…, in) bf16 by a weight -> (…, out) bf16
+at::Tensor linear4(const at::Tensor& x, const at::Tensor& levels, const at::Tensor& scales, const at::Tensor& zeros) {
+  Linears linears;
+  linears.add(Linear(levels, scales, zeros));
+  const Linear& layer = linears.layers[0];
+  check(x, layer.inner, layer.out);
+  auto y = like(x, layer.out);
+  const auto* from = read(x);
+  auto* to = write(y);
+  Activations rounded(x.numel() / layer.inner, layer.inner);
+  const std::vector<float> low;
+  gather([&](Team& team) {
+    rounded.take(team, from);
+    linears.multiply(team, rounded, low, [&](size_t, int64_t row, int64_t o, const uint16_t* sixteen) {
+      std::memcpy(to + row * layer.out + o, sixteen, 16 * sizeof *to);
+    });
+  });
+  return y;
+}
+
+// Mark the rows that are named, each of so many tokens; nothing is marked where none are named.
+std::vector<uint8_t> mark(const std::optional<at::Tensor>& named, int64_t rows, int64_t tokens) {
+  if (!named) return {};
+  std::vector<uint8_t> marked(rows * tokens);
+  const auto* numbers = named->const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < named->numel(); ++n) {
+    TORCH_CHECK(numbers[n] >= 0 && numbers[n] < rows, "there is no such row");
+    std::fill_n(marked.begin() + numbers[n] * tokens, tokens, 1);
+  }
+  return marked;
+}
+
+// y (rows, …, out) bf16 += what an adapter makes of x (rows, …, in) bf16, in the rows that are named or in all.
+void add_low_rank(const at::Tensor& y, const at::Tensor& x, const at::Tensor& a, const at::Tensor& b,
+                  const std::optional<at::Tensor>& named) {
+  const int64_t inner = x.size(-1), out = y.size(-1), all = x.numel() / inner;
+  TORCH_CHECK(is_plain(x) && is_plain(y) && y.numel() == all * out, "x (…, in) and y (…, out) must be bf16, of as many rows");
+  const auto marked = x.dim() > 1 ? mark(named, x.size(0), all / x.size(0)) : mark(named, all, 1);
+  const Change change(a, b, inner, out, marked);
+  const auto* from = read(x);
+  auto* to = write(y);
+  gather([&](Team& team) {
+    team.share(all, std::max<int64_t>(1, WORTH_A_PIECE / (change.rank * (inner + out))), [&](int64_t begin, int64_t end) {
+      std::vector<float> low(change.rank);
+      for (int64_t row = begin; row < end; ++row) {
+        if (!change.is_for(row)) continue;
+        for (int64_t r = 0; r < change.rank; r += LANES) change.take_in(from + row * inner, inner, r, &low[r]);
+        for (int64_t o = 0; o < out; o += 16) change.give_out(low.data(), o, to + row * out + o);
+      }
+    });
   });
 }
 
