@@ -28,6 +28,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from assistant.errors import KernelsUnavailable
 from assistant.quantize import (
@@ -35,8 +36,7 @@ from assistant.quantize import (
     GROUP,
     HEAD_ROWS,
     UNLIMITED,
-    Int4Linear,
-    Int8Head,
+    integer_layers,
     own_form,
     quantize_groups,
     restore_groups,
@@ -68,11 +68,9 @@ class Choice:
     """By rows: all layers by the own products, and by what they replace."""
 
 
-def shapes_of(model: torch.nn.Module) -> Shapes:
-    """Count the layers that may take the own products."""
-    bits = {Int4Linear: 4, Int8Head: 8}
-    layers = [layer for layer in model.modules() if isinstance(layer, Int4Linear | Int8Head)]
-    return Counter((layer.out_features, layer.in_features, bits[type(layer)]) for layer in layers)
+def shapes_of(model: PreTrainedModel) -> Shapes:
+    """Count the layers that may take the own products, in integers already or not yet."""
+    return Counter((layer.out_features, layer.in_features, form.bits) for _, _, layer, form in integer_layers(model))
 
 
 def remembered(cache_dir: Path, shapes: Shapes) -> Choice | None:
@@ -259,9 +257,9 @@ Way = Callable[[Tensor], Tensor]
 def _ways4(out: int, inner: int) -> tuple[Way, Way]:
     """A layer of 4 bits by the own product, and as it is multiplied without."""
     dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    quantised, scales_and_zeros = quantize_groups(torch.randn(out, inner))
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised, 1)
-    own, whole = own_form(quantised, scales_and_zeros), restore_groups(quantised, scales_and_zeros).to(dtype)
+    levels, scales_and_zeros = quantize_groups(torch.randn(out, inner))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.int(), 1)
+    own, whole = own_form(levels, scales_and_zeros), restore_groups(levels, scales_and_zeros).to(dtype)
 
     def replaced(x: Tensor) -> Tensor:
         if len(x) > FEW_ROWS:

@@ -123,34 +123,36 @@ def load_served(base: Base, settings: Settings) -> ServedModel:
     dtype = product_dtype(base.folder)
     if form == "auto":
         form = "nf4" if torch.cuda.is_available() else "int4"
+    own_rows = 0
     if form in ("nf4", "int8"):
         model = _load_bitsandbytes(base, form)
     else:
         model = _load(base, torch.bfloat16 if form == "int4" else dtype)
-        if form == "int4" and not exchange_for_integers(model, dtype):
-            torch.nn.Module.to(model, dtype)
-            form = "none"
+        if form == "int4":
+            own_rows = _remembered_rows(model, settings)
+            if not exchange_for_integers(model, dtype, own_rows):
+                torch.nn.Module.to(model, dtype)
+                form = "none"
     model.requires_grad_(False).eval()
     computes_in = dtype_name(model.dtype) if form == "none" else form
     products = dtype if form == "int4" else model.dtype
     bank = AdapterBank(model, base.id, products)
-    if form == "int4" and settings.serving.own_products:
-        few_rows = _take_remembered(model, bank, settings.cache_dir)
-        computes_in = numeric_form(few_rows) if few_rows else form
+    if own_rows:
+        take_own_products(model, bank, own_rows)
+        computes_in = numeric_form(own_rows)
     return ServedModel(model, tokenizer, base.id, computes_in, dtype_name(products), bank)
 
 
-def _take_remembered(model: PreTrainedModel, adapters: AdapterBank, cache_dir: Path) -> int:
-    """Take the project's own products where this machine was found to be faster by them; for how many rows."""
-    choice = remembered(cache_dir, shapes_of(model))
+def _remembered_rows(model: PreTrainedModel, settings: Settings) -> int:
+    """Load the project's own products where this machine was found to be faster by them; for how many rows."""
+    choice = remembered(settings.cache_dir, shapes_of(model)) if settings.serving.own_products else None
     if choice is None or not choice.few_rows:
         return 0
     try:
-        load_kernels(cache_dir)
+        load_kernels(settings.cache_dir)
     except KernelsUnavailable as error:
         log.warning("%s", error)
         return 0
-    take_own_products(model, adapters, choice.few_rows)
     return choice.few_rows
 
 

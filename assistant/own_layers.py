@@ -103,14 +103,12 @@ def take_own_products(model: PreTrainedModel, adapters: AdapterBank, few_rows: i
     Args:
         model: its linear layers are exchanged for integers.
         adapters: beside that model.
-        few_rows: UNLIMITED is no bound; then the whole weights, which nothing is multiplied by any more, are let go.
+        few_rows: UNLIMITED is no bound.
     """
-    integers = [layer for layer in model.modules() if isinstance(layer, Int4Linear)]
-    forms = [layer.in_own_form() for layer in integers]  # all of them, before any is exchanged
-    for layer, form in zip(integers, forms, strict=True):
-        layer.own, layer.few_rows, layer.packed = form, few_rows, None
-        if few_rows == UNLIMITED:
-            layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+    others = [layer for layer in model.modules() if isinstance(layer, Int4Linear) and not layer.own]
+    forms = [layer.in_own_form() for layer in others]  # all of them, before any is exchanged
+    for layer, form in zip(others, forms, strict=True):
+        layer.take_own(form, few_rows)
     head = model.get_output_embeddings()
     if isinstance(head, Int8Head):
         head.own = True

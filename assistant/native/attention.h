@@ -28,15 +28,25 @@ struct Halves {
   }
 };
 
+// What a thread needs for queries to so many tokens.
+struct Scratch {
+  std::vector<float> queries, weights;
+  std::vector<uint16_t> turned;
+
+  Scratch(int64_t width, int64_t tokens)
+      : queries(BLOCK * width), weights(BLOCK * (tokens + LANES)), turned(width) {}
+};
+
 // Q queries of one row that look at the same keys, each up to its own last one.
 template <int Q>
 struct Lookers {
   int64_t width, most = 0, counts[Q];
   float scale;
-  std::vector<float> queries, weights;  // (Q, width), the even ones of each sixteen first; (Q, padded)
+  float *queries, *weights;  // (Q, width), the even ones of each sixteen first; (Q, padded)
   uint16_t* to[Q];
 
-  Lookers(int64_t w, float s) : width(w), scale(s), queries(Q * w) {}
+  Lookers(int64_t w, float s, Scratch& scratch)
+      : width(w), scale(s), queries(scratch.queries.data()), weights(scratch.weights.data()) {}
 
   void take(int q, const uint16_t* turned, int64_t count, uint16_t* result) {
     for (int64_t i = 0; i < width; i += 2 * LANES) {
@@ -49,7 +59,6 @@ struct Lookers {
 
   void look(const uint16_t* keys, const uint16_t* values) {
     const int64_t padded = (most + LANES - 1) / LANES * LANES;
-    weights.resize(Q * padded);
     for (int64_t t = 0; t < most; ++t) weigh(keys + t * width, t, padded);
     float per_total[Q];
     for (int q = 0; q < Q; ++q) per_total[q] = raise(&weights[q * padded], counts[q], padded);
@@ -128,10 +137,11 @@ struct Sizes {
 };
 
 // The attention of new tokens behind each row: turned to their positions, written behind the row's keys and values, and
-// held against all of them up to their own. q (rows, new, heads, width), k and v (rows, new, key heads, width), cosine and
+// held against all of them up to their own. `scratch` is of each thread. q (rows, new, heads, width), k and v (rows, new, key heads, width), cosine and
 // sine (rows, new, width), keys and values (rows, key heads, room, width) -> y (rows, new, heads, width)
 void attend(Team& team, const Sizes& size, float scale, const uint16_t* q, const uint16_t* k, const uint16_t* v,
-            const uint16_t* cosine, const uint16_t* sine, uint16_t* keys, uint16_t* values, uint16_t* y) {
+            const uint16_t* cosine, const uint16_t* sine, uint16_t* keys, uint16_t* values, std::vector<Scratch>& scratch,
+            uint16_t* y) {
   const int64_t width = size.width, heads = size.heads, key_heads = size.key_heads, news = size.news, room = size.room;
   team.share(size.each(), std::max<int64_t>(1, WORTH_A_PIECE / (key_heads * width)), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
@@ -145,12 +155,12 @@ void attend(Team& team, const Sizes& size, float scale, const uint16_t* q, const
   // ones in turn, so that threads have as much to do.
   const int64_t shared = heads / key_heads, asked = news * shared, blocks = (asked + BLOCK - 1) / BLOCK;
   const auto answer = [&]<int Q>(int64_t row, int64_t key_head, int64_t first) {
-    Lookers<Q> lookers(width, scale);
-    std::vector<uint16_t> turned(width);
+    Lookers<Q> lookers(width, scale, scratch[team.number]);
+    uint16_t* turned = scratch[team.number].turned.data();
     for (int i = 0; i < Q; ++i) {
       const int64_t token = (first + i) / shared, head = key_head * shared + (first + i) % shared, n = row * news + token;
-      turn(q + (n * heads + head) * width, cosine + n * width, sine + n * width, width, turned.data());
-      lookers.take(i, turned.data(), size.before[row] + token + 1, y + (n * heads + head) * width);
+      turn(q + (n * heads + head) * width, cosine + n * width, sine + n * width, width, turned);
+      lookers.take(i, turned, size.before[row] + token + 1, y + (n * heads + head) * width);
     }
     const int64_t at = (row * key_heads + key_head) * room * width;
     lookers.look(keys + at, values + at);

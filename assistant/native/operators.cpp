@@ -94,7 +94,7 @@ struct Layer {
 at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes,
                   const Tensors& norms, const at::Tensor& cosine, const at::Tensor& sine, const Tensors& keys,
                   const Tensors& values, const at::Tensor& lengths, double scale, double epsilon) {
-  TORCH_CHECK(x.dim() == 3 && is_plain(x) && lengths.is_contiguous() && lengths.scalar_type() == at::kLong &&
+  TORCH_CHECK(x.dim() == 3 && x.numel() && is_plain(x) && lengths.is_contiguous() && lengths.scalar_type() == at::kLong &&
                   lengths.numel() == x.size(0) && !keys.empty() && keys.size() == values.size() &&
                   norms.size() == 2 * keys.size() + 1 && weights.size() == 3 * LAYERS * keys.size(),
               "the forms must be as stated");
@@ -148,6 +148,8 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
   made[2].resize(each * key_heads * width);
   std::vector<float> low(each * lows);
   Activations narrow(each, hidden), heads(each, attended), wide(each, between);
+  const int64_t longest = *std::max_element(size.before, size.before + size.rows) + size.news;
+  std::vector<Scratch> scratch(most_threads(), Scratch(width, longest));
   gather([&](Team& team) {
     // What linear layers make of x, into `made` or, of a single one, added to `sum`.
     const auto apply = [&](const Linears& linears, Activations& rounded, const uint16_t* given, bool adds) {
@@ -165,7 +167,7 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
       norm(team, sum.data(), layer.before, near_none, each, hidden, normed.data());
       apply(layer.asked, narrow, normed.data(), false);
       attend(team, size, static_cast<float>(scale), made[0].data(), made[1].data(), made[2].data(), c, s, layer.keys,
-             layer.values, answer.data());
+             layer.values, scratch, answer.data());
       apply(layer.given, heads, answer.data(), true);
       norm(team, sum.data(), layer.between, near_none, each, hidden, normed.data());
       apply(layer.opened, narrow, normed.data(), false);

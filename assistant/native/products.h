@@ -341,9 +341,10 @@ void add_low_rank(const at::Tensor& y, const at::Tensor& x, const at::Tensor& a,
   const Change change(a, b, inner, out, marked);
   const auto* from = read(x);
   auto* to = write(y);
+  std::vector<std::vector<float>> lows(most_threads(), std::vector<float>(change.rank));
   gather([&](Team& team) {
+    auto& low = lows[team.number];
     team.share(all, std::max<int64_t>(1, WORTH_A_PIECE / (change.rank * (inner + out))), [&](int64_t begin, int64_t end) {
-      std::vector<float> low(change.rank);
       for (int64_t row = begin; row < end; ++row) {
         if (!change.is_for(row)) continue;
         for (int64_t r = 0; r < change.rank; r += LANES) change.take_in(from + row * inner, inner, r, &low[r]);

@@ -24,10 +24,13 @@ struct Meeting {
   int threads = 1;
 };
 
-// One thread of a team. All of them must call the same in the same order.
+// One thread of a team. All of them must call the same in the same order, and nothing that they call may throw: memory is
+// taken before they meet.
 class Team {
  public:
-  explicit Team(Meeting& m) : meeting(m) {}
+  const int number;  // below most_threads()
+
+  Team(Meeting& m, int n) : number(n), meeting(m) {}
 
   // Call each(begin, end) for pieces of [0, count), at least `grain` long, in whichever thread is free; go on when all of
   // them are done.
@@ -53,16 +56,17 @@ class Team {
   uint32_t done = 0;
 };
 
+inline int most_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
 // Call what(team) in as many threads as torch takes.
 template <typename What>
 void gather(const What& what) {
   Meeting meeting;
-  const int wanted = at::in_parallel_region() ? 1 : at::get_num_threads();
-#pragma omp parallel num_threads(wanted)
+#pragma omp parallel num_threads(most_threads())
   {
 #pragma omp single
     meeting.threads = omp_get_num_threads();
-    Team team(meeting);
+    Team team(meeting, omp_get_thread_num());
     what(team);
   }
 }
