@@ -198,3 +198,16 @@ def test_a_token_without_room_is_refused_and_nothing_is_written() -> None:
                 past_key_values=rows,
             )
     assert torch.equal(held, before)
+
+
+def test_however_many_threads_compute_it_is_the_same_bit_for_bit() -> None:
+    served = make("llama")
+    ids = torch.randint(0, 300, (1, 70))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):  # more than there are processors: some are away while others go on
+            torch.set_num_threads(threads)
+            found.append(served.after(ids, "one", pieces=3)[1])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(logits, found[0]) for logits in found)

@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 #include <immintrin.h>
 #include <omp.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,19 +12,20 @@
 
 namespace {
 
-constexpr int LOOKS = 1 << 14;  // at what others have done, before the processor is given to somebody else
+constexpr int LOOKS = 1 << 11;  // at what others do, some 50 microseconds, before the processor is given to somebody else
 constexpr int64_t SHARES = 12;  // of a part for each thread, so that a slow one takes fewer
 
 // What the threads of a team know of each other.
 struct Meeting {
-  std::atomic<int64_t> taken[2] = {0, 0};  // of this part or the next
-  std::atomic<int> arrived = 0;
-  std::atomic<uint32_t> parts = 0;  // that all have done
+  std::atomic<uint64_t> taken = 0;  // the part's number, and in the lower half how much of it is taken
+  std::atomic<int64_t> done = 0;    // of the part
+  std::atomic<uint32_t> parts = 0;  // that are over
   int threads = 1;
 };
 
 // One thread of a team. All of them must call the same in the same order, and nothing that they call may throw: memory is
-// taken before they meet.
+// taken before they meet. A part is over when all of it is done, not when all threads have come: where other programs have
+// the processor, a thread that was away finds the parts over that others did without it.
 class Team {
  public:
   const int number;  // below most_threads()
@@ -36,24 +36,31 @@ class Team {
   // them are done.
   template <typename Each>
   void share(int64_t count, int64_t grain, const Each& each) {
-    auto& taken = meeting.taken[done % 2];
+    if (!count) return;
+    const uint32_t part = next++;
     const int64_t shares = SHARES * meeting.threads, piece = std::max(grain, (count + shares - 1) / shares);
-    for (int64_t begin; (begin = taken.fetch_add(piece, std::memory_order_relaxed)) < count;)
-      each(begin, std::min(count, begin + piece));
-    ++done;
-    if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == meeting.threads) {
-      meeting.arrived.store(0, std::memory_order_relaxed);
-      taken.store(0, std::memory_order_relaxed);
-      meeting.parts.store(done, std::memory_order_release);
-      return;
+    uint64_t taken = meeting.taken.load(std::memory_order_acquire);
+    while (taken >> 32 == part && static_cast<int64_t>(taken & UINT32_MAX) < count) {
+      if (!meeting.taken.compare_exchange_weak(taken, taken + piece, std::memory_order_acq_rel)) continue;
+      const int64_t begin = taken & UINT32_MAX, end = std::min(count, begin + piece);
+      each(begin, end);
+      if (meeting.done.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin == count) return finish();
+      taken = meeting.taken.load(std::memory_order_acquire);
     }
-    for (int looks = 1; meeting.parts.load(std::memory_order_acquire) != done; ++looks)
-      looks < LOOKS ? _mm_pause() : static_cast<void>(sched_yield());
+    for (int looks = 0; looks < LOOKS && meeting.parts.load(std::memory_order_acquire) == part; ++looks) _mm_pause();
+    meeting.parts.wait(part, std::memory_order_acquire);
   }
 
  private:
+  void finish() {
+    meeting.done.store(0, std::memory_order_relaxed);
+    meeting.taken.store(static_cast<uint64_t>(next) << 32, std::memory_order_release);
+    meeting.parts.store(next, std::memory_order_release);
+    meeting.parts.notify_all();
+  }
+
   Meeting& meeting;
-  uint32_t done = 0;
+  uint32_t next = 0;  // part
 };
 
 inline int most_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
