@@ -53,7 +53,7 @@ class NightSettings(BaseModel):
     """What an AI judge's choice or rewrite weighs beside a person's vote."""
     ai_share: float = Field(0.3, ge=0, lt=1)
     """The most of a night's weight that all AI judges together have; 0 leaves them out."""
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=4096)
     """Rank of the LoRA adapter."""
     alpha: int = Field(32, ge=1)
     """The adapter is scaled by alpha / rank."""
@@ -121,7 +121,7 @@ class NightSettings(BaseModel):
     """The paired 90 % lower bound of held-out accuracy against the live adapter must lie above minus this."""
     gate_perplexity_rise: float = Field(0.02, ge=0)
     """Largest relative rise of perplexity on the shipped text."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the split and the training."""
 
 

@@ -22,6 +22,8 @@ TRAIN_HELP = (
     "rankings; gives a reward model, which scores replies and writes none)"
 )
 
+INTERRUPTED = "Interrupted; what is live has not changed."
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
@@ -85,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel at each start
-    args = build_parser().parse_args(arguments)
+    try:
+        args = build_parser().parse_args(arguments)
+    except KeyboardInterrupt:
+        return fail(INTERRUPTED, as_json=False)
     from feedback_store.errors import StoreError
 
     try:
@@ -96,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return fail(f"A file or folder cannot be used{where}: {error.strerror or error}.", args.json)
     except KeyboardInterrupt:
-        return fail("Interrupted; what is live has not changed.", args.json)
+        return fail(INTERRUPTED, args.json)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -27,6 +27,9 @@ from finetune.examples import (
 )
 from finetune.split import Split, split_examples
 
+LEAST_RECENCY = 2**-20
+"""What an old vote is worth at least: a step of nothing but such votes divides by their weights."""
+
 
 @dataclass(frozen=True)
 class Votes:
@@ -210,4 +213,4 @@ def _recency(created_at: str, now: datetime, half_life_days: float) -> float:
     if not created_at:
         return 1.0
     age_days = max(0, (now - datetime.fromisoformat(created_at)).days)
-    return math.pow(0.5, age_days / half_life_days)
+    return max(LEAST_RECENCY, math.pow(0.5, age_days / half_life_days))

@@ -22,7 +22,7 @@ from finetune.collect import divide_votes, gather
 from finetune.errors import BadData, NothingToLearn, UnknownRun
 from finetune.examples import Example, as_pairs, count_one_sided, select_method, settings_for
 from finetune.files import read_examples
-from finetune.notes import explain, why_nothing
+from finetune.notes import explain, explain_others, why_nothing
 from finetune.processes import World, follow, lead, open_world
 from finetune.progress import ProgressBar
 from finetune.raters import tonights_votes
@@ -87,6 +87,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     unit, seen = ("pairs", made.pairs_seen) if made.pairs else ("examples", made.examples_seen)
     counts = votes.counts | made.counts
     counts["one_sided_thumbs"] += count_one_sided(votes.examples, args.method)
+    notes = [*explain_others(votes.examples, examples, args.method), *explain(counts)]
     fields = {
         **counts,
         "adapter": made.adapter.id,
@@ -102,10 +103,12 @@ def train(args: argparse.Namespace, world: World) -> int:
         "examples": made.examples,
         "loss": made.trained.history[-1]["loss"],
         "bad_lines": problems,
-        "notes": explain(counts),
+        "notes": notes,
     }
     text = f"{made.adapter.id} in {args.out}: {made.examples} examples, {seen / seconds:.2f} {unit} a second."
-    _say(args, fields, "\n".join([text, *explain(counts), *problems]))
+    if made.trained.resumed_at_step:
+        text += f" It went on from a killed training, at step {made.trained.resumed_at_step}."
+    _say(args, fields, "\n".join([text, *notes, *problems]))
     return 0
 
 

@@ -111,8 +111,10 @@ def run_nightly(
 
 
 def hours_until_due(store: Store, now: datetime) -> float:
-    """Count the hours until the next night is due: 24 h after the last one that ended; 0 when it is due."""
-    ended = [run.finished_at for run in store.registry.runs() if run.finished_at and run.outcome != "failed"]
+    """Count the hours until the next night is due: 24 h after the last one that came to its end; 0 when it is due."""
+    ended = [
+        run.finished_at for run in store.registry.runs() if run.finished_at and run.outcome not in (None, "failed")
+    ]
     if not ended:
         return 0.0
     left = datetime.fromisoformat(max(ended)) + DUE_AFTER - now

@@ -1,5 +1,6 @@
 """What was left out or changed on the way from votes to training, in words. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from finetune.examples import NIGHT_METHODS, Example, Method, select_method
@@ -48,6 +49,14 @@ TAKES: Mapping[Method, str] = {
 def explain(counts: Mapping[str, int]) -> list[str]:
     """Say in a sentence each what was left out or changed; what did not happen is not mentioned."""
     return [words.format(counts[name]) for name, words in _NOTES.items() if counts.get(name)]
+
+
+def explain_others(examples: Sequence[Example], chosen: Sequence[Example], method: Method) -> list[str]:
+    """Say which examples are none that a method learns from."""
+    others: Counter[str] = Counter(example.judgement for example in examples)
+    others.subtract(example.judgement for example in chosen)
+    left = ", ".join(f"{others[kind]} {words}" for kind, words in _KINDS.items() if others[kind] > 0)
+    return [f"--method {method} does not learn from {left}; left out."] if left else []
 
 
 def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> str:

@@ -61,6 +61,8 @@ def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_l
     notes = []
     if made.trained.stopped:
         notes.append(f"The KL passed {kl_limit} nats a token again and again, so training stopped early.")
+    if not made.trained.chosen:
+        notes.append("No iteration was better than the start within its leash, so the adapter is the start.")
     if made.too_long:
         notes.append(f"{made.too_long} prompts are longer than what fits with their replies; left out.")
     return {

@@ -17,7 +17,7 @@ from assistant.settings import NightSettings, Settings
 from finetune.anchors import anchor_examples
 from finetune.attention import short_rows
 from finetune.batches import Row, encode_examples
-from finetune.errors import BadData
+from finetune.errors import BadData, NothingToLearn
 from finetune.examples import Example
 from finetune.ppo import TrainedPolicy, train_policy
 from finetune.ppo_models import Models, Reward, StartAdapter, attach_models, reply_room, sample_scored
@@ -86,6 +86,11 @@ def train_and_write_policy(
     tokenizer, model = load_tokenizer(base), load_trainable(base)
     max_tokens = min(night.max_tokens, context_tokens(model))
     prompts, too_long = encode_prompts(tokenizer, examples, max_tokens - reply_room(night))
+    if too_long and not prompts:
+        raise NothingToLearn(
+            f"All {too_long} prompts are longer than what fits with their replies. Give shorter ones, or lower"
+            " NIGHTSCHOOL_NIGHT__PPO_REPLY_TOKENS."
+        )
     shown, _ = encode_examples(tokenizer, demonstrations, max_tokens)
     anchors = anchor_examples(model, tokenizer, examples, night.anchor_share, settings.cache_dir, base.id, progress)
     ptx = [e.rows[0] for e in (*shown, *anchors)]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def train(
         problems: of lines that were left out.
         run_id: the run that makes it.
     """
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent):
+        pass  # what cannot be written is told before hours of training
     with ProgressBar() as bar:
         made = train_and_write_reward(resolve_base(settings), settings, examples, args.out, run_id, bar)
     epochs, seconds = settings.night.reward_epochs, made.trained.seconds

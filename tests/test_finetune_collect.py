@@ -41,6 +41,11 @@ def test_a_vote_halves_in_weight_with_every_half_life() -> None:
     assert weights == {"c0": 1.0, "c10": 0.5, "c20": 0.25}
 
 
+def test_however_old_a_vote_weighs_something() -> None:
+    votes = gathered(pair(1, created_at="1970-01-01T00:00:00Z"))
+    assert 0 < votes.examples[0].weight < 1e-5
+
+
 def test_a_clock_that_was_ahead_gives_no_weight_above_one() -> None:
     assert gathered(pair(1, created_at="2027-01-01T00:00:00Z")).examples[0].weight == 1.0
 

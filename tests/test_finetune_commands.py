@@ -174,6 +174,13 @@ COMPARISONS = [{"left": said("yes"), "right": said("no?"), "choice": choice} for
 SHOWN = [{"completion": said("so?")}]
 
 
+def test_what_a_method_does_not_learn_from_is_told(tiny: Path, tmp_path: Path, run: Runner) -> None:
+    data = lines(tmp_path / "votes.jsonl", *SHOWN, *RANKINGS, *THUMBS)
+    found = run.json("train", "--method", "sft", "--data", str(data), "--out", str(tmp_path / "out"))
+    told = "--method sft does not learn from 4 rankings, 6 thumbs up, 3 thumbs down; left out."
+    assert told in found["notes"]
+
+
 @pytest.mark.parametrize(
     ("method", "rows", "unit", "count"),
     [
@@ -321,6 +328,11 @@ def test_a_model_that_is_not_there_is_one_sentence(
 def test_a_wrong_setting_is_named(home: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_NIGHT__BETA", "-1")
     assert "night.beta" in run.error("runs")
+    monkeypatch.delenv("NIGHTSCHOOL_NIGHT__BETA")
+    for name, wrong in (("SEED", "9" * 20), ("RANK", "9" * 15)):
+        monkeypatch.setenv(f"NIGHTSCHOOL_NIGHT__{name}", wrong)
+        assert f"night.{name.lower()}" in run.error("runs")
+        monkeypatch.delenv(f"NIGHTSCHOOL_NIGHT__{name}")
     assert load_settings.__doc__
 
 

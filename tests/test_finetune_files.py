@@ -50,6 +50,7 @@ BAD = {
     line(rejected=[{"role": "user", "content": "x"}]): "not exactly one assistant message",
     line(rejected=None): '"rejected" is not a list',
     line(created_at="yesterday"): "ISO-8601",
+    line(created_at="0001-01-01T00:00:00+14:00"): "ISO-8601",
     line(annotator=[1]): '"annotator" is not a text',
     line(chosen=[{"role": "assistant", "content": "\ud800"}]): "surrogate",
     '{"prompt": [{"role": "user", "content": "x"}]}': "neither",

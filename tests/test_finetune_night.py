@@ -251,6 +251,14 @@ def test_a_night_is_due_a_day_after_the_last_one_that_ended(settings: Settings, 
     assert hours_until_due(store, now + timedelta(hours=25)) == 0
 
 
+def test_after_a_night_that_was_killed_the_next_one_is_due_at_once(settings: Settings, store: Store) -> None:
+    store.registry.start_run("killed")
+    with store.connections.write() as db:
+        db.execute("UPDATE run SET boot_id = 'another'")
+    assert store.registry.mark_crashed_runs()
+    assert hours_until_due(store, datetime.now(UTC)) == 0
+
+
 def test_what_a_killed_training_left_goes_with_the_next_one_once_somebody_was_erased(
     settings: Settings, store: Store, tmp_path: Path
 ) -> None:
