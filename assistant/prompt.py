@@ -6,6 +6,7 @@ with them: a conversation has exactly the turns its messages say.
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,18 +65,25 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
     """
     system = [m for m in messages[:1] if m["role"] == "system"]
     turns = list(messages[len(system) :])
-    start = _first_turn_that_may_fit(tokenizer, system, turns, max_tokens)
-    while True:
-        kept = turns[start:]
-        ids = encode_prompt(tokenizer, [*system, *kept])
-        if len(ids) <= max_tokens:
-            return FittedPrompt(ids, start, count_control_tokens(tokenizer, kept))
-        if start >= len(turns) - 1:
-            raise PromptTooLong(
-                f"The message is {len(ids):,} tokens long with its instructions, and {max_tokens:,} fit. "
-                "Shorten it and send it again."
-            )
-        start = _next_user_turn(turns, start)
+    starts = [_first_turn_that_may_fit(tokenizer, system, turns, max_tokens)]
+    while starts[-1] < len(turns) - 1:
+        starts.append(_next_user_turn(turns, starts[-1]))
+    encoded: dict[int, list[int]] = {}
+
+    def fits(start: int) -> bool:
+        encoded[start] = encode_prompt(tokenizer, [*system, *turns[start:]])
+        return len(encoded[start]) <= max_tokens
+
+    # nearly always the first does; else halving finds it, for a thousand short turns take seconds one by one
+    found = 0 if fits(starts[0]) else bisect_left(starts, True, lo=1, key=fits)
+    if found == len(starts):
+        ids = encode_prompt(tokenizer, [*system, *turns[starts[-1] :]])
+        raise PromptTooLong(
+            f"The message is {len(ids):,} tokens long with its instructions, and {max_tokens:,} fit. "
+            "Shorten it and send it again."
+        )
+    start = starts[found]
+    return FittedPrompt(encoded[start], start, count_control_tokens(tokenizer, turns[start:]))
 
 
 def count_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> int:
@@ -151,5 +159,4 @@ def _first_turn_that_may_fit(
 
 def _next_user_turn(turns: Sequence[Message], start: int) -> int:
     """Index of the next user turn after `start`: what is kept always begins with a person's words."""
-    later = [i for i in range(start + 1, len(turns)) if turns[i]["role"] == "user"]
-    return later[0] if later else len(turns) - 1
+    return next((i for i in range(start + 1, len(turns)) if turns[i]["role"] == "user"), len(turns) - 1)

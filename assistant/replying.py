@@ -81,13 +81,13 @@ class Written:
         return stopped
 
     def _complete(self, final: bool) -> str:
-        """The text that is new and complete: half an emoji waits for its other half."""
+        """The text that is new and complete: half an emoji waits for its other half, and is left out at the end."""
         before = self._decode(self.new[self._context : self._shown])
         now = self._decode(self.new[self._context :])
         if now.endswith("\ufffd") and not final:
             return ""
         self._context, self._shown = self._shown, len(self.new)
-        return now[len(before) :]
+        return now[len(before) :].rstrip("\ufffd") if final else now[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

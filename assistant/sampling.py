@@ -5,6 +5,8 @@ from torch import Tensor
 
 from assistant.engine import Sampling
 
+COLDEST = 1e-6
+"""Below this the likeliest token is taken: logits over less overflow."""
 CANDIDATES = 256
 """Sorting the whole vocabulary costs milliseconds a token; the nucleus nearly always lies among so many."""
 
@@ -19,7 +21,7 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
 
     Source: of exponential waiting times with rates p, the first is token i's with probability p_i.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return int(logits.float().numpy().argmax())  # torch takes fourteen times as long in bf16
     scaled = logits.float() / sampling.temperature
     top, tokens = scaled.topk(min(CANDIDATES, scaled.numel()))

@@ -169,6 +169,17 @@ def test_half_an_emoji_is_never_shown(engine: LocalEngine, monkeypatch: pytest.M
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("most", range(4, 9))
+def test_a_reply_that_is_cut_in_an_emoji_ends_before_it(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    script = iter(tiny_tokenizer().encode("ok 😀😀😀", add_special_tokens=False))
+    monkeypatch.setattr("assistant.replying.sample", lambda *_: next(script))
+    reply = engine.submit([Request(say("hello"), Sampling(max_new_tokens=most))])[0]
+    text = "".join(reply.pieces())
+    assert reply.finish == "length" and text.startswith("ok") and "\ufffd" not in text
+
+
 @pytest.mark.parametrize(
     ("text", "stop", "shown"),
     [

@@ -90,6 +90,15 @@ def test_a_very_long_history_is_cut_without_encoding_it_all_again_and_again() ->
     assert len(fitted.ids) <= 300 and fitted.dropped_turns > 19_000
 
 
+def test_of_a_thousand_short_turns_a_dozen_prompts_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a template adds to a turn may be more than its text."""
+    encoded: list[int] = []
+    monkeypatch.setattr("assistant.prompt.encode_prompt", lambda *args: encoded.append(1) or encode_prompt(*args))
+    turns = [Message(role="assistant" if number % 2 else "user", content="a") for number in range(999)]
+    fitted = fit_prompt(tiny_tokenizer(), turns, 1000)
+    assert 900 < len(fitted.ids) <= 1000 and fitted.dropped_turns % 2 == 0 and len(encoded) < 13
+
+
 def test_a_last_message_that_cannot_fit_is_refused_in_words() -> None:
     with pytest.raises(PromptTooLong, match="Shorten it"):
         fit_prompt(tiny_tokenizer(), [*talk(4), user("word " * 1000)], 200)

@@ -33,3 +33,8 @@ def test_rounding_hardly_ever_changes_what_is_drawn() -> None:
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     assert sample(LOGITS, Sampling(temperature=0), torch.Generator()) == 1
+
+
+def test_next_to_no_temperature_takes_the_likeliest_too() -> None:
+    for temperature in (1e-300, 1e-40, 1e-7):
+        assert sample(LOGITS * 20, Sampling(temperature=temperature), torch.Generator()) == 1

@@ -161,6 +161,7 @@ def test_models_are_what_may_answer(opened: Opened, world: World, client: openai
     ("body", "said"),
     [
         ({"messages": []}, "`messages` is wrong"),
+        ({"messages": [{"role": "user", "content": "a\ud83d"}]}, "half a surrogate pair"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "`messages.0.role` is wrong"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "in turns"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "in turns"),

@@ -23,6 +23,8 @@ NOT_HERE: Final = (
 INVALID: Final = "invalid_request_error"
 Form = TypeVar("Form", bound=BaseModel)
 
+MOST_SEED = 2**62
+
 
 class BadRequest(Exception):
     """A request that cannot be served; its sentence goes to whoever sent it.
@@ -73,7 +75,7 @@ class _Body(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    seed: int | None = Field(None, ge=-(2**62), le=2**62)
+    seed: int | None = Field(None, ge=-MOST_SEED, le=MOST_SEED)
     n: int | None = Field(1, ge=1, le=MOST_CHOICES)
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     response_format: _TextFormat | None = None
@@ -117,9 +119,15 @@ def read_completion(body: bytes, defaults: Sampling, seeds: Sequence[int]) -> As
         if fields.get(name):
             raise BadRequest(f"`{name}` is not supported here; leave it out.", param=name)
     sent = _checked(_Body, fields)
+    if any("\ud800" <= character <= "\udfff" for turn in sent.messages for character in turn.text):
+        raise BadRequest("`messages` holds half a surrogate pair, which is no character; remove it.", param="messages")
     system, turns = _conversation(sent.messages)
     most = sent.max_completion_tokens or sent.max_tokens or defaults.max_new_tokens
-    drawn = seeds if sent.seed is None else [sent.seed + number for number in range(len(seeds))]
+    drawn = (
+        seeds
+        if sent.seed is None
+        else [min(sent.seed, MOST_SEED - len(seeds)) + number for number in range(len(seeds))]
+    )
     stop = (sent.stop,) if isinstance(sent.stop, str) else tuple(sent.stop or ())
     samplings = [
         Sampling(
