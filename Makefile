@@ -27,7 +27,7 @@ chat: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not model and not timed and not slow and not gpu" -n 3 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timed and not slow and not gpu"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "model and not timed and not slow and not gpu" -n 2 tests/test_readme.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "model and not slow and not gpu" -n 2 tests/test_readme.py tests
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" -n 2

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from assistant.loading import resolve_base
+from assistant.kernels import choose, shapes_of
+from assistant.loading import load_served, resolve_base
 from assistant.settings import load_settings
 from feedback_store import Store
 from tests.app_process import running_app
@@ -183,7 +184,7 @@ def test_two_hundred_streams_while_the_live_adapter_is_swapped(home: Path, model
 
 
 @pytest.mark.model
-@pytest.mark.timed
+@pytest.mark.slow
 def test_streams_go_on_while_adapters_of_the_real_model_are_swapped(home: Path, store: Store) -> None:
     """Every second another adapter goes live, the first times from its files: of a hundred waits for the next token 99
     are below half a second."""
@@ -192,6 +193,7 @@ def test_streams_go_on_while_adapters_of_the_real_model_are_swapped(home: Path, 
     adapters = [noticeable_adapter(base, settings.adapters_dir, seed).id for seed in (1, 2, 3)]
     for adapter in adapters:
         store.registry.register_adapter(adapter, base.id)
+    choose(settings.cache_dir, shapes_of(load_served(base, settings).model))
     gaps: list[float] = []
 
     async def ask_on(client: httpx.AsyncClient, until: float) -> None:
@@ -199,7 +201,7 @@ def test_streams_go_on_while_adapters_of_the_real_model_are_swapped(home: Path, 
             body = {
                 "messages": [{"role": "user", "content": "Tell me about the sea."}],
                 "stream": True,
-                "max_tokens": 80,
+                "max_tokens": 24,
             }
             async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 assert answer.status_code == 200, await answer.aread()
@@ -212,7 +214,7 @@ def test_streams_go_on_while_adapters_of_the_real_model_are_swapped(home: Path, 
                         before = now
 
     async def run(address: str) -> int:
-        swaps, until = 0, time.monotonic() + 15
+        swaps, until = 0, time.monotonic() + 20
         async with httpx.AsyncClient(base_url=address, timeout=60) as client:
             streams = [asyncio.create_task(ask_on(client, until)) for _ in range(3)]
             while time.monotonic() < until:
@@ -222,7 +224,9 @@ def test_streams_go_on_while_adapters_of_the_real_model_are_swapped(home: Path, 
             await asyncio.gather(*streams)
         return swaps
 
-    with running_app(home, NIGHTSCHOOL_ENGINE="local") as (address, _):
+    with running_app(
+        home, NIGHTSCHOOL_ENGINE="local", OMP_NUM_THREADS="2", NIGHTSCHOOL_SERVING__OWN_PRODUCTS="true"
+    ) as (address, _):
         swaps = asyncio.run(run(address))
     by_adapter = Counter(
         message.origin.adapter_id
