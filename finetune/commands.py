@@ -87,7 +87,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     unit, seen = ("pairs", made.pairs_seen) if made.pairs else ("examples", made.examples_seen)
     counts = votes.counts | made.counts
     counts["one_sided_thumbs"] += count_one_sided(votes.examples, args.method)
-    notes = [*explain_others(votes.examples, examples, args.method), *explain(counts)]
+    notes = [*explain_others(votes.examples, args.method), *explain(counts)]
     fields = {
         **counts,
         "adapter": made.adapter.id,

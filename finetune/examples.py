@@ -152,27 +152,42 @@ def data_hash(train: Sequence[Example], heldout: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def select_method(examples: Sequence[Example], method: Method) -> list[Example]:
-    """Keep what a method learns from.
+def learns_from(method: Method, example: Example) -> bool:
+    """Whether an example is of a kind that a method learns from.
 
     `sft` the demonstrations alone; `dpo`, `ipo`, `robust` and `norm` the pairs and rankings; `rankings` the rankings
-    alone; `kto` the thumbs, and pairs as a thumb up and a thumb down; `auto` all; `reward` the pairs and rankings,
-    and with them the demonstrations, which set its zero; `ppo` all, for their prompts. Thumbs that all point the same
-    way teach nothing: they would push every reply up, or every reply down.
+    alone; `kto` the thumbs and the pairs; `auto` all; `reward` the pairs and rankings, and with them the
+    demonstrations, which set its zero; `ppo` all, for their prompts.
     """
+    if method in ("auto", "ppo"):
+        return True
     if method == "sft":
-        return [replace(e, completions=e.completions[:1]) for e in examples if e.demonstrated]
+        return example.demonstrated
     if method == "rankings":
-        return [e for e in examples if e.judgement == "ranking"]
+        return example.judgement == "ranking"
     if method == "kto":
-        return _two_sided([*_unpair(examples), *(e for e in examples if e.thumb is not None)])
+        return example.thumb is not None or example.is_pair
+    return example.compares or (method == "reward" and example.demonstrated)
+
+
+def select_method(examples: Sequence[Example], method: Method) -> list[Example]:
+    """Keep what a method learns from, as it takes it.
+
+    `kto` takes a pair as a thumb up and a thumb down. Thumbs that all point the same way teach nothing: they would push
+    every reply up, or every reply down. Nor does a reward model learn from demonstrations alone.
+    """
+    fitting = [e for e in examples if learns_from(method, e)]
+    if method == "sft":
+        return [replace(e, completions=e.completions[:1]) for e in fitting]
+    if method == "kto":
+        return _two_sided([*_unpair(fitting), *(e for e in fitting if e.thumb is not None)])
     if method == "auto":
-        return _two_sided(examples)
-    if method == "ppo":
-        return list(examples)
+        return _two_sided(fitting)
+    if method in ("rankings", "ppo"):
+        return fitting
     if method == "reward":
-        return [e for e in examples if e.compares or e.demonstrated] if any(e.compares for e in examples) else []
-    return [replace(e, demonstrated=False) for e in examples if e.compares]
+        return fitting if any(e.compares for e in fitting) else []
+    return [replace(e, demonstrated=False) for e in fitting]
 
 
 def count_one_sided(examples: Sequence[Example], method: Method) -> int:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from finetune.examples import NIGHT_METHODS, Example, Method, select_method
+from finetune.examples import NIGHT_METHODS, Example, Method, learns_from, select_method
 
 ONE_SIDED = (
     "All thumbs point the same way, and such thumbs alone teach nothing: they would push every reply up, or every "
@@ -51,12 +51,10 @@ def explain(counts: Mapping[str, int]) -> list[str]:
     return [words.format(counts[name]) for name, words in _NOTES.items() if counts.get(name)]
 
 
-def explain_others(examples: Sequence[Example], chosen: Sequence[Example], method: Method) -> list[str]:
-    """Say which examples are none that a method learns from."""
-    others: Counter[str] = Counter(example.judgement for example in examples)
-    others.subtract(example.judgement for example in chosen)
-    left = ", ".join(f"{others[kind]} {words}" for kind, words in _KINDS.items() if others[kind] > 0)
-    return [f"--method {method} does not learn from {left}; left out."] if left else []
+def explain_others(examples: Sequence[Example], method: Method) -> list[str]:
+    """Say which examples are of a kind that a method does not learn from."""
+    others = [example for example in examples if not learns_from(method, example)]
+    return [f"--method {method} does not learn from {_count_kinds(others)}; left out."] if others else []
 
 
 def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> str:
@@ -70,9 +68,13 @@ def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> s
     if not examples:
         tied = f"All {ties} judgements are ties" if ties else "No text is preferred to another one"
         return f"{tied}, so there is nothing to learn. Give votes that prefer something."
-    held = {kind: sum(e.judgement == kind for e in examples) for kind in _KINDS}
-    if method in ("auto", "kto") and held["thumb-up"] + held["thumb-down"]:
+    if method in ("auto", "kto") and any(e.thumb is not None for e in examples):
         return ONE_SIDED
-    there = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in held.items() if count)
+    there = _count_kinds(examples)
     fitting = [f"--method {other}" for other in NIGHT_METHODS if other != "ppo" and select_method(examples, other)]
     return f"--method {method} learns from {TAKES[method]}, and there are only {there}. Take {' or '.join(fitting)}."
+
+
+def _count_kinds(examples: Sequence[Example]) -> str:
+    held: Counter[str] = Counter(example.judgement for example in examples)
+    return ", ".join(f"{held[kind]} {words}" for kind, words in _KINDS.items() if held[kind])

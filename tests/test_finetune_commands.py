@@ -179,6 +179,10 @@ def test_what_a_method_does_not_learn_from_is_told(tiny: Path, tmp_path: Path, r
     found = run.json("train", "--method", "sft", "--data", str(data), "--out", str(tmp_path / "out"))
     told = "--method sft does not learn from 4 rankings, 6 thumbs up, 3 thumbs down; left out."
     assert told in found["notes"]
+    chosen = {"left": said("yes"), "right": said("no?"), "choice": "left"}
+    data = lines(tmp_path / "both.jsonl", chosen, *THUMBS)
+    found = run.json("train", "--method", "kto", "--data", str(data), "--out", str(tmp_path / "kto"))
+    assert not any("does not learn" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,19 @@ def test_a_crowd_of_accounts_streams_at_once_and_leaves_nothing_behind(
     assert not states["streaming"] and states["done"] > crowd.finished
 
 
-def test_two_hundred_streams_while_the_live_adapter_is_swapped(home: Path, model: Path, store: Store) -> None:
-    """Every 100 ms another adapter goes live; each reply is what its stored adapter says, greedily and alone."""
+def register_adapters(home: Path, store: Store, count: int) -> list[str]:
+    """Make so many adapters that may go live."""
     settings = load_settings(home)
     base = resolve_base(settings)
-    adapters = [noticeable_adapter(base, settings.adapters_dir, seed).id for seed in (1, 2)]
+    adapters = [noticeable_adapter(base, settings.adapters_dir, seed).id for seed in range(1, count + 1)]
     for adapter in adapters:
         store.registry.register_adapter(adapter, base.id)
+    return adapters
+
+
+def test_two_hundred_streams_while_the_live_adapter_is_swapped(home: Path, model: Path, store: Store) -> None:
+    """Every 100 ms another adapter goes live; each reply is what its stored adapter says, greedily and alone."""
+    adapters = register_adapters(home, store, 2)
 
     async def ask(client: httpx.AsyncClient, name: str, number: int) -> tuple[str, str]:
         body = {
@@ -188,12 +194,8 @@ def test_two_hundred_streams_while_the_live_adapter_is_swapped(home: Path, model
 def test_streams_go_on_while_adapters_of_the_real_model_are_swapped(home: Path, store: Store) -> None:
     """Every second another adapter goes live, the first times from its files: of a hundred waits for the next token 99
     are below half a second."""
-    settings = load_settings(home)
-    base = resolve_base(settings)
-    adapters = [noticeable_adapter(base, settings.adapters_dir, seed).id for seed in (1, 2, 3)]
-    for adapter in adapters:
-        store.registry.register_adapter(adapter, base.id)
-    choose(settings.cache_dir, shapes_of(load_served(base, settings).model))
+    adapters, settings = register_adapters(home, store, 3), load_settings(home)
+    choose(settings.cache_dir, shapes_of(load_served(resolve_base(settings), settings).model))
     gaps: list[float] = []
 
     async def ask_on(client: httpx.AsyncClient, until: float) -> None:

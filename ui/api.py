@@ -19,6 +19,7 @@ from assistant.engine import SERVER, Reply, Sampling
 from assistant.errors import AssistantError, EngineBusy, PromptTooLong
 from assistant.settings import Settings
 from feedback_store import Store
+from feedback_store.checks import check_text
 from feedback_store.errors import BadInput, NotYours, StoreError
 from feedback_store.records import Message, Origin, Person
 from ui.api_wire import (
@@ -110,6 +111,8 @@ class Api:
         if len(question) > self._max_chars:
             said = f"The last message has {len(question):,} characters and {self._max_chars:,} fit; shorten it."
             raise BadRequest(said, code="context_length_exceeded", param="messages")
+        for text in (asked.system, *(turn["content"] for turn in asked.turns)):
+            check_text(text, "The message")  # the engine would fail on what the store refuses
         adapter = self._adapter(asked.model)
         turn = held.enter_context(self._replies.place(person.id, limited=limited))
         record = functools.partial(self._record, asked, person)

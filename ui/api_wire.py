@@ -119,8 +119,6 @@ def read_completion(body: bytes, defaults: Sampling, seeds: Sequence[int]) -> As
         if fields.get(name):
             raise BadRequest(f"`{name}` is not supported here; leave it out.", param=name)
     sent = _checked(_Body, fields)
-    if any("\ud800" <= character <= "\udfff" for turn in sent.messages for character in turn.text):
-        raise BadRequest("`messages` holds half a surrogate pair, which is no character; remove it.", param="messages")
     system, turns = _conversation(sent.messages)
     most = sent.max_completion_tokens or sent.max_tokens or defaults.max_new_tokens
     drawn = (
