@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,7 +20,7 @@ from feedback_store.agreement import (
     measure_counts,
     votes_a_minute,
 )
-from feedback_store.connection import one_row
+from feedback_store.connection import Connections, one_row
 from feedback_store.examples import read_counts
 
 _CHOICES = f"""
@@ -44,23 +45,31 @@ class Overview:
     """People whose chats do not teach, because they said so or have not been asked yet."""
 
 
-def read_overview(db: Database) -> Overview:
-    """Return the numbers as they are at this moment."""
-    times: dict[int, list[str]] = {person_id: [] for (person_id,) in db.execute(_HERE)}
-    said, sides = _read_choices(db, times)
-    for sql in _TIMES:
-        for person_id, at in db.execute(sql):
-            if person_id in times:
-                times[person_id].append(at)
-    kept = one_row(db, "SELECT count(*) AS people FROM person WHERE teach <> 'on'")
-    assert kept is not None
-    return Overview(
-        counts=read_counts(db),
-        agreement=measure_counts(said),
-        left=left_bias_of(sides["left"], sides["right"]),
-        votes_a_minute=_median_pace(times.values()),
-        kept_from_teaching=kept["people"],
-    )
+def read_overview(connections: Connections) -> Overview:
+    """Return the numbers; the counts, which are SQLite's work alone, are made while the choices are read."""
+    with ThreadPoolExecutor(1) as beside:
+        counts = beside.submit(_count, connections)
+        with connections.snapshot() as db:
+            times: dict[int, list[str]] = {person_id: [] for (person_id,) in db.execute(_HERE)}
+            said, sides = _read_choices(db, times)
+            for sql in _TIMES:
+                for person_id, at in db.execute(sql):
+                    if person_id in times:
+                        times[person_id].append(at)
+            kept = one_row(db, "SELECT count(*) AS people FROM person WHERE teach <> 'on'")
+        assert kept is not None
+        return Overview(
+            counts=counts.result(),
+            agreement=measure_counts(said),
+            left=left_bias_of(sides["left"], sides["right"]),
+            votes_a_minute=_median_pace(times.values()),
+            kept_from_teaching=kept["people"],
+        )
+
+
+def _count(connections: Connections) -> dict[str, int]:
+    with connections.snapshot() as db:
+        return read_counts(db)
 
 
 def _read_choices(db: Database, times: dict[int, list[str]]) -> tuple[dict[Verdicts, int], Counter[str]]:

@@ -266,9 +266,8 @@ class Votes:
             return examples.read_counts(db)
 
     def overview(self) -> Overview:
-        """Return the counts, and how people vote: agreement, sides, pace; all as it is at one moment."""
-        with self._connections.snapshot() as db:
-            return read_overview(db)
+        """Return the counts, and how people vote: agreement, sides, pace; each as it is at one moment."""
+        return read_overview(self._connections)
 
 
 def _write_vote(
