@@ -15,7 +15,7 @@ from pathlib import Path
 from assistant.adapters import read_adapter_id
 from assistant.build import build_engine
 from assistant.console import fail
-from assistant.engine import Message, Reply, Request, Sampling
+from assistant.engine import MOST_SEED, Message, Reply, Request, Sampling
 from assistant.errors import AssistantError, SettingsError
 from assistant.live import live_adapter
 from assistant.presets import PRESETS
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--adapter", default="live", help="an adapter id, a folder, live (default) or base")
         command.add_argument("--max-new-tokens", type=_positive, default=None, help="longest reply, in tokens")
         command.add_argument("--greedy", action="store_true", help="the most likely token each time")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=_seed, default=0, help="a whole number that fixes what is drawn")
     measured = commands.add_parser("bench", help="how fast this machine answers")
     measured.add_argument("--runs", type=_positive, default=3, help="of each figure; the median counts")
     measured.set_defaults(run=bench)
@@ -177,6 +177,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
+    if abs(seed) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is too large; give a number of at most 18 digits")
+    return seed
 
 
 def _adapter(name: str, settings: Settings) -> tuple[str | None, Path | None]:
@@ -252,7 +262,9 @@ def _read_conversations(path: Path) -> Iterator[list[Message]]:
         ) from error
     for number, line in enumerate(lines, start=1):
         try:
-            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in json.loads(line)["messages"]]
+            messages = [{"role": m["role"], "content": m["content"]} for m in json.loads(line)["messages"]]
+            if not all(isinstance(text, str) for message in messages for text in message.values()):
+                raise TypeError("role and content are texts")
         except (ValueError, KeyError, TypeError) as error:
             raise AssistantError(
                 f'{path}, line {number}: not of the form {{"messages": [{{"role", "content"}}, …]}}.'

@@ -17,6 +17,8 @@ from assistant.errors import GenerationFailed
 Finish = Literal["stop", "length", "cancelled", "failed"]
 SERVER = "server:"
 """How a base's id begins when a server holds the weights: which they are cannot be seen from here."""
+MOST_SEED = 2**62
+"""What a seed may be, either side of 0; several replies take those that follow."""
 
 
 class Message(TypedDict):

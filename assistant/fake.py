@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from assistant.engine import Engine, Message, Pulse, Reply, Request, until_stop
-from assistant.errors import AdapterError, PromptTooLong
+from assistant.errors import AdapterError, GenerationFailed, PromptTooLong
 
 
 def echo_script(request: Request) -> str:
@@ -75,6 +75,8 @@ class FakeEngine:
                     return reply.end("cancelled")
                 reply.grow(word if i == 0 else f" {word}")
             reply.end("stop" if len(words) <= request.sampling.max_new_tokens else "length")
+        except GenerationFailed as error:
+            reply.end("failed", str(error))
         except Exception as error:  # the edge of the engine's thread: the reply must end
             reply.end("failed", f"The reply failed: {error}")
         finally:

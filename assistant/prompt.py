@@ -14,9 +14,10 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from assistant.engine import Message
-from assistant.errors import PromptTooLong
+from assistant.errors import AssistantError, PromptTooLong
 
 ROLES = ("system", "user", "assistant")
+HALF = re.compile("[\ud800-\udfff]")
 PROBE = "nightschool"
 """A system text that no template writes by itself."""
 
@@ -60,9 +61,12 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
         max_tokens: budget of the prompt in tokens.
 
     Raises:
+        AssistantError: a message holds half a character, as of bytes that are not UTF-8.
         PromptTooLong: the last message does not fit by itself; cutting it in silence would answer
             a question that nobody asked.
     """
+    if any(HALF.search(message["content"]) for message in messages):
+        raise AssistantError("The message holds half a character, which no model can read; write it again as UTF-8.")
     system = [m for m in messages[:1] if m["role"] == "system"]
     turns = list(messages[len(system) :])
     starts = [_first_turn_that_may_fit(tokenizer, system, turns, max_tokens)]

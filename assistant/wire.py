@@ -19,6 +19,8 @@ MAX_LINE_BYTES = 1 << 20
 """A chunk holds a few characters; who sends a longer line sends no chunks."""
 DONE = "[DONE]"
 TOO_LONG = "The message is longer than the context of the model's server. Shorten it and send it again."
+OVERFLOW = "context_length_exceeded"
+"""The protocol's own word for it, which the sentence beside it need not say."""
 _OVERFLOW = re.compile(r"context[ _-]?(length|size|window)|exceeds? context", re.IGNORECASE)
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a last \r may be half of \r\n
 
@@ -138,7 +140,8 @@ def error_message(body: Any) -> str:
     """Return what the JSON of an error says, as one short line; empty when it says nothing."""
     said = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(said, dict):
-        said = said.get("message") or said.get("detail") or ""
+        words, code = said.get("message") or said.get("detail") or "", said.get("code")
+        said = f"{words} ({code})" if code == OVERFLOW and isinstance(words, str) else words
     return " ".join(said.split())[:200] if isinstance(said, str) else ""
 
 

@@ -192,6 +192,12 @@ def promote(args: argparse.Namespace) -> int:
         registry = _open(settings, stack).registry
         before = registry.live()
         adapter_id = {"base": None, "live": before.adapter_id}.get(args.adapter, args.adapter)
+        if adapter_id not in (None, *(one.id for one in registry.adapters())) and Path(args.adapter).is_dir():
+            raise AdapterMissing(
+                f"{adapter_id} is a folder, and what `train` makes cannot go live: whose votes it learned from is not "
+                f"known, so nobody could be erased from it. Talk to it with: python -m assistant chat --adapter "
+                f"{adapter_id}"
+            )
         _check_files(adapter_id, settings, registry)
         live = registry.promote(adapter_id, before.generation)
     _say_live(args, live.adapter_id, live.previous_id)
@@ -213,7 +219,9 @@ def rollback(args: argparse.Namespace) -> int:
 def runs(args: argparse.Namespace) -> int:
     """List the nights."""
     with ExitStack() as stack:
-        found = _open(load_settings(args.home), stack).registry.runs()
+        registry = _open(load_settings(args.home), stack).registry
+        registry.mark_crashed_runs()
+        found = registry.runs()
     listed = [
         {
             "id": run.id,

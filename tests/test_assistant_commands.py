@@ -44,6 +44,13 @@ def test_batch_answers_in_order(tmp_path: Path) -> None:
     assert all(answer["adapter"] is None and answer["new_tokens"] > 0 for answer in answers)
 
 
+@pytest.mark.parametrize("seed", ["9" * 30, "one", "1.5"])
+def test_a_seed_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], seed: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ask", "hello", "--seed", seed])
+    assert ended.value.code == 2 and f"argument --seed: {seed} is" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -51,6 +58,7 @@ def test_batch_answers_in_order(tmp_path: Path) -> None:
         ('{"messages": []}\n', "line 1"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "must be the user's"),
         ('{"messages": [{"role": "wizard", "content": "a"}, {"role": "user", "content": "a"}]}\n', "role"),
+        ('{"messages": [{"role": "user", "content": null}]}\n', "not of the form"),
         ("", "empty"),
     ],
 )

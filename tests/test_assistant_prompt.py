@@ -3,7 +3,7 @@
 import pytest
 
 from assistant.engine import Message
-from assistant.errors import PromptTooLong
+from assistant.errors import AssistantError, PromptTooLong
 from assistant.prompt import count_control_tokens, encode_completion, encode_prompt, end_of_turn, fit_prompt
 from tests.shared_data import hostile_strings, needs_data
 from tests.tiny import CHATML, tiny_tokenizer
@@ -110,3 +110,8 @@ def test_hostile_strings_never_add_a_turn() -> None:
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     for text in hostile_strings():
         assert encode_prompt(tokenizer, [user(text)]).count(start) == 2
+
+
+def test_half_a_character_is_refused_in_words() -> None:
+    with pytest.raises(AssistantError, match="write it again as UTF-8"):
+        fit_prompt(tiny_tokenizer(CHATML), [{"role": "user", "content": "caf\udce9"}], 100)

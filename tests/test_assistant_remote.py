@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import SecretStr
 
 from assistant.__main__ import main
@@ -238,6 +238,9 @@ def test_a_message_beyond_the_servers_context_is_refused_in_words(server: ModelS
     server.answer = lambda _: refusal(status, "the request exceeds the available context size, try increasing it")
     assert "Shorten it" in error_of(make())
     server.answer = lambda _: server.stream(event({"error": {"message": "greater than the context length"}}))
+    assert "Shorten it" in error_of(make())
+    said = {"error": {"message": "The last message has 30,000 characters.", "code": "context_length_exceeded"}}
+    server.answer = lambda _: JSONResponse(said, status)
     assert "Shorten it" in error_of(make())
 
 

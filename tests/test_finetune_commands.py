@@ -270,6 +270,7 @@ def test_bad_lines_stop_a_training_unless_they_are_left_out(tiny: Path, tmp_path
     ("arguments", "words"),
     [
         (["promote", "nobody"], "No adapter"),
+        (["promote", "."], "cannot go live"),
         (["rollback"], "Nothing was promoted"),
         (["report", "never"], "There is no report"),
         (["evaluate", "base"], "no preference pair"),

@@ -1,5 +1,6 @@
 """/v1 through the `openai` client over a socket: replies, streams, refusals, votes, and what is stored of it."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ import openai
 import pytest
 
 from assistant.engine import Request
-from assistant.errors import EngineBusy, PromptTooLong
+from assistant.errors import EngineBusy, GenerationFailed, PromptTooLong
 from assistant.fake import echo_script
+from assistant.wire import TOO_LONG
 from feedback_store.records import Message
+from tests.app_process import running_app
 from tests.browser_support import eventually
 from tests.door_support import open_live
+from tests.new_store import open_in
 from tests.ui_support import World, fixed_script
 
 pytestmark = pytest.mark.long
@@ -106,10 +110,14 @@ def test_several_replies_have_seeds_and_ids_of_their_own(client: openai.OpenAI, 
     ]
     ids = [choice.message_id for choice in answer.choices]  # type: ignore[attr-defined]
     assert ids[0] == answer.id and len({stored(world, i)[0].id for i in ids}) == 1
-    texts = {0: "", 1: ""}
+    texts, named = {0: "", 1: ""}, {}
     for part in client.chat.completions.create(model="live", messages=HELLO, n=2, seed=10, stream=True):
         texts[part.choices[0].index] += part.choices[0].delta.content or ""
+        named[part.choices[0].index] = part.choices[0].message_id  # type: ignore[attr-defined]
     assert texts == {0: "You said: hello (base, seed 10)", 1: "You said: hello (base, seed 11)"}
+    assert {stored(world, message_id)[1].text: place for place, message_id in named.items()} == {
+        text: place for place, text in texts.items()
+    }
 
 
 def test_a_reply_is_rated_by_its_id_and_by_who_received_it(opened: Opened, world: World, client: openai.OpenAI) -> None:
@@ -171,6 +179,8 @@ def test_models_are_what_may_answer(opened: Opened, world: World, client: openai
         ({"messages": HELLO, "n": 99}, "`n` is wrong"),
         ({"messages": HELLO, "max_tokens": 0}, "`max_tokens` is wrong"),
         ({"messages": HELLO, "tools": [{"type": "function"}]}, "`tools` is not supported"),
+        ({"messages": HELLO, "top_k": 40}, "`top_k` is not supported"),
+        ({"messages": HELLO, "repetition_penalty": 1.1}, "`repetition_penalty` is not supported"),
         ({"messages": HELLO, "response_format": {"type": "json_object"}}, "`response_format"),
         ({"messages": [{"role": "user", "content": ""}]}, "empty"),
         ({"messages": [{"role": "user", "content": "half \ud83d"}]}, "half a surrogate"),
@@ -231,6 +241,21 @@ def test_a_reply_that_fails_says_so_whole_and_streamed(opened: Opened, world: Wo
     assert client.chat.completions.create(model="live", messages=HELLO).choices[0].message.content
 
 
+def test_what_a_server_behind_finds_too_long_is_the_callers_to_mend(world: World, client: openai.OpenAI) -> None:
+    def script(_: Request) -> str:
+        raise GenerationFailed(TOO_LONG)
+
+    world.engine.script = script
+    with pytest.raises(openai.BadRequestError, match="Shorten it") as caught:
+        client.chat.completions.create(model="live", messages=HELLO)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_what_asks_for_nothing_is_taken(opened: Opened) -> None:
+    neutral = {"messages": HELLO, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "tools": [], "logprobs": False}
+    assert opened[1].post("/v1/chat/completions", json=neutral).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_hanging_up_frees_the_model_and_stores_what_was_said(opened: Opened, world: World, stream: bool) -> None:
     world.engine.script, world.engine.seconds_per_word = fixed_script("word " * 500), 0.02
@@ -247,6 +272,24 @@ def test_hanging_up_frees_the_model_and_stores_what_was_said(opened: Opened, wor
         return world.store.conversations.thread(talk.id, world.person)[-1].state == "stopped"
 
     eventually(lambda: reply_is_stopped() and not world.engine._running, "the reply goes on without its reader")
+
+
+def test_a_stream_cut_by_the_apps_end_says_so(home: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "word " * 400}], "stream": True}  # 20 s of the script's words
+    with running_app(home) as (address, process):
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=20) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.terminate()
+            events = [line for line in lines if line.startswith("data: ")]
+        process.join(10)
+        assert process.exitcode is not None
+    assert "The reply was stopped; ask again." in events[-2] and events[-1] == "data: [DONE]"
+    assert "Cancelled" not in (home.parent / "app.errors").read_text()
+    with contextlib.closing(open_in(home / "nightschool.db")) as store:
+        owner = store.people.owner().id
+        talk = store.conversations.list(owner, kind="api")[0]
+        assert [message.state for message in store.conversations.thread(talk.id, owner)] == ["done", "stopped"]
 
 
 def test_with_accounts_a_token_says_who_asks(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from assistant.engine import SERVER, Reply, Sampling
 from assistant.errors import AssistantError, EngineBusy, PromptTooLong
 from assistant.settings import Settings
+from assistant.wire import OVERFLOW, TOO_LONG
 from feedback_store import Store
 from feedback_store.checks import check_text
 from feedback_store.errors import BadInput, NotYours, StoreError
@@ -110,7 +111,7 @@ class Api:
         question = asked.turns[-1]["content"]
         if len(question) > self._max_chars:
             said = f"The last message has {len(question):,} characters and {self._max_chars:,} fit; shorten it."
-            raise BadRequest(said, code="context_length_exceeded", param="messages")
+            raise BadRequest(said, code=OVERFLOW, param="messages")
         for text in (asked.system, *(turn["content"] for turn in asked.turns)):
             check_text(text, "The message")  # the engine would fail on what the store refuses
         adapter = self._adapter(asked.model)
@@ -185,7 +186,7 @@ async def _whole(request: Request, drafts: list[Draft], about: Mapping[str, Any]
         await asyncio.sleep(POLL_S)
     failed = next((draft.reply for draft in drafts if draft.reply.finish not in WHOLE), None)
     if failed:
-        return _error(500, failed.error or "The reply was stopped; ask again.", None)
+        return _error(*_why(failed))
     choices = [choice(i, d.message.id, d.reply.text, str(d.reply.finish)) for i, d in enumerate(drafts)]
     return JSONResponse(completion(about, choices, _usage(drafts)))
 
@@ -199,18 +200,20 @@ async def _streamed(
     """
     parts: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def follow(index: int, reply: Reply) -> None:
-        parts.put_nowait(event(chunk(about, index, {"role": "assistant", "content": ""})))
+    async def follow(index: int, message_id: str, reply: Reply) -> None:
+        part = functools.partial(chunk, about, index, message_id)
+        parts.put_nowait(event(part({"role": "assistant", "content": ""})))
         async for text in reply.growth():
-            parts.put_nowait(event(chunk(about, index, {"content": text})))
+            parts.put_nowait(event(part({"content": text})))
         if reply.finish in WHOLE:
-            parts.put_nowait(event(chunk(about, index, {}, reply.finish)))
+            parts.put_nowait(event(part({}, reply.finish)))
         else:
-            said = reply.error or "The reply was stopped; ask again."
-            parts.put_nowait(event(error_body(500, said, None)))
+            parts.put_nowait(event(error_body(*_why(reply))))
         parts.put_nowait(None)
 
-    followers = [asyncio.create_task(follow(index, draft.reply)) for index, draft in enumerate(drafts)]
+    followers = [
+        asyncio.create_task(follow(index, draft.message.id, draft.reply)) for index, draft in enumerate(drafts)
+    ]
     try:
         left = len(followers)
         while left:
@@ -226,6 +229,13 @@ async def _streamed(
     if usage_at_end:
         yield event({**about, "object": "chat.completion.chunk", "choices": [], "usage": _usage(drafts)})
     yield event("[DONE]")
+
+
+def _why(reply: Reply) -> tuple[int, str, str | None]:
+    """The status, sentence and code of a reply that failed or was stopped."""
+    if reply.error == TOO_LONG:
+        return 400, TOO_LONG, OVERFLOW
+    return 500, reply.error or "The reply was stopped; ask again.", None
 
 
 def _usage(drafts: list[Draft]) -> dict[str, int]:
@@ -268,7 +278,7 @@ def _answered(handler: Handler) -> Handler:
         except EngineBusy as error:
             return _error(503, str(error), "overloaded")
         except PromptTooLong as error:
-            return _error(400, str(error), "context_length_exceeded", "messages")
+            return _error(400, str(error), OVERFLOW, "messages")
         except AssistantError as error:
             return _error(500, str(error), None)
         except NotYours:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from assistant.engine import Message, Sampling
+from assistant.engine import MOST_SEED, Message, Sampling
 
 MOST_CHOICES: Final = 8
 NOT_HERE: Final = (
@@ -20,10 +20,10 @@ NOT_HERE: Final = (
     *("frequency_penalty", "presence_penalty", "audio", "modalities", "prediction", "web_search_options"),
 )
 """What would change the reply and is not there; null, false, 0 and empty ask for nothing."""
+OTHERS: Final = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
+"""What other servers know and this one does not, with the value that asks for nothing."""
 INVALID: Final = "invalid_request_error"
 Form = TypeVar("Form", bound=BaseModel)
-
-MOST_SEED = 2**62
 
 
 class BadRequest(Exception):
@@ -115,8 +115,8 @@ def read_completion(body: bytes, defaults: Sampling, seeds: Sequence[int]) -> As
         BadRequest: it asks for what is not there, or cannot be read.
     """
     fields = _object(body)
-    for name in NOT_HERE:
-        if fields.get(name):
+    for name in (*NOT_HERE, *OTHERS):
+        if fields.get(name) and fields[name] != OTHERS.get(name):
             raise BadRequest(f"`{name}` is not supported here; leave it out.", param=name)
     sent = _checked(_Body, fields)
     system, turns = _conversation(sent.messages)
@@ -170,9 +170,11 @@ def choice(index: int, message_id: str, text: str, finish: str) -> dict[str, Any
     }  # fmt: skip
 
 
-def chunk(about: Mapping[str, Any], index: int, delta: Mapping[str, Any], finish: str | None = None) -> dict[str, Any]:
-    """A part of a streamed answer."""
-    one = {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": finish}
+def chunk(
+    about: Mapping[str, Any], index: int, message_id: str, delta: Mapping[str, Any], finish: str | None = None
+) -> dict[str, Any]:
+    """A part of a streamed answer; `message_id` is what feedback names."""
+    one = {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": finish, "message_id": message_id}
     return {**about, "object": "chat.completion.chunk", "choices": [one]}
 
 

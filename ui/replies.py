@@ -270,6 +270,11 @@ class Replies:
         """Every reply that is being written or waits for it."""
         return [draft.reply for draft in list(self._running.values())]
 
+    def stop_all(self) -> None:
+        """Ask every reply to stop, for the end of the app."""
+        for reply in self.under_way():
+            reply.cancel()
+
     def stop(self, message_id: str, person_id: int) -> None:
         """Ask a person's reply of that id, or all their replies to the question of that id, to stop."""
         for draft in list(self._running.values()):

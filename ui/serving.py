@@ -1,5 +1,6 @@
 """Loads the model and answers on a socket that is already held. Knows the web server; the command line does not."""
 
+import asyncio
 import functools
 import json
 import socket
@@ -16,7 +17,9 @@ from ui.app import build_app
 from ui.hosts import reachable
 
 GRACE_S = 3
-"""How long open streams may take to end when the app is stopped."""
+"""How long replies under way may take to end when the app is stopped."""
+LAST_WORDS_S = 1
+"""How long the streams of those that did not may take to say so."""
 
 
 class Server(uvicorn.Server):
@@ -25,6 +28,7 @@ class Server(uvicorn.Server):
     as_json = False
     public_url = ""
     when_ready: Callable[[], None] | None = None
+    stop_replies: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as usual, then print the address."""
@@ -39,6 +43,12 @@ class Server(uvicorn.Server):
             sys.stdout.flush()
         if self.when_ready:
             threading.Thread(target=self.when_ready, daemon=True).start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let replies end for a while, then stop them, so that whoever reads them hears of it."""
+        if self.stop_replies:
+            asyncio.get_running_loop().call_later(GRACE_S, self.stop_replies)
+        await super().shutdown(sockets)
 
 
 def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bool = False) -> None:
@@ -66,7 +76,7 @@ def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bo
                 app,
                 log_level="warning",
                 access_log=False,
-                timeout_graceful_shutdown=GRACE_S,
+                timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
                 # otherwise anybody on this machine could claim to come from anywhere
                 proxy_headers=bool(proxies),
                 forwarded_allow_ips=proxies,
@@ -76,6 +86,7 @@ def serve(settings: Settings, listener: socket.socket, host: str, *, as_json: bo
             server.as_json = as_json
             server.public_url = settings.door.public_url.rstrip("/")
             server.when_ready = functools.partial(look_for_faster_products, engine, settings)
+            server.stop_replies = app.state.replies.stop_all
             try:
                 server.run(sockets=[listener])
             finally:

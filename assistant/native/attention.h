@@ -28,81 +28,130 @@ struct Halves {
   }
 };
 
+constexpr int QUERIES = 4;  // that are computed together
+
+// A query as it is held against keys, and what sixteen numbers of both add to eight sums of products.
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+using Asked = uint16_t;
+
+inline void hold(const uint16_t* query, int64_t width, Asked* to) { std::memcpy(to, query, width * sizeof *to); }
+
+inline __m256 add_sixteen(__m256 sums, const uint16_t* key, const Asked* query) {
+  return _mm256_dpbf16_ps(sums, (__m256bh)bytes_of(key), (__m256bh)bytes_of(query));
+}
+#else
+using Asked = float;  // the even ones of each sixteen first
+
+inline void hold(const uint16_t* query, int64_t width, Asked* to) {
+  for (int64_t i = 0; i < width; i += 2 * LANES) {
+    const Halves halves(query + i);
+    _mm256_storeu_ps(to + i, halves.even);
+    _mm256_storeu_ps(to + i + LANES, halves.odd);
+  }
+}
+
+inline __m256 add_sixteen(__m256 sums, const uint16_t* key, const Asked* query) {
+  const Halves halves(key);
+  return _mm256_fmadd_ps(halves.odd, _mm256_loadu_ps(query + LANES),
+                         _mm256_fmadd_ps(halves.even, _mm256_loadu_ps(query), sums));
+}
+#endif
+
 // What a thread needs for queries to so many tokens.
 struct Scratch {
-  std::vector<float> queries, weights;
+  std::vector<Asked> queries;
+  std::vector<float> weights;
   std::vector<uint16_t> turned;
 
   Scratch(int64_t width, int64_t tokens)
-      : queries(BLOCK * width), weights(BLOCK * (tokens + LANES)), turned(width) {}
+      : queries(QUERIES * width), weights(QUERIES * (tokens + LANES)), turned(width) {}
 };
 
 // Q queries of one row that look at the same keys, each up to its own last one.
 template <int Q>
 struct Lookers {
+  static constexpr int S = Q == 3 ? 4 : Q;  // weights of a key: eight of them are those of whole keys
+  static constexpr int K = LANES / S;       // keys that are looked at together
+
   int64_t width, most = 0, counts[Q];
   float scale;
-  float *queries, *weights;  // (Q, width), the even ones of each sixteen first; (Q, padded)
+  Asked* queries;  // (Q, width)
+  float* weights;  // (keys, S)
   uint16_t* to[Q];
 
   Lookers(int64_t w, float s, Scratch& scratch)
       : width(w), scale(s), queries(scratch.queries.data()), weights(scratch.weights.data()) {}
 
   void take(int q, const uint16_t* turned, int64_t count, uint16_t* result) {
-    for (int64_t i = 0; i < width; i += 2 * LANES) {
-      const Halves halves(turned + i);
-      _mm256_storeu_ps(&queries[q * width + i], halves.even);
-      _mm256_storeu_ps(&queries[q * width + i + LANES], halves.odd);
-    }
+    hold(turned, width, queries + q * width);
     counts[q] = count, to[q] = result, most = std::max(most, count);
   }
 
   void look(const uint16_t* keys, const uint16_t* values) {
-    const int64_t padded = (most + LANES - 1) / LANES * LANES;
-    for (int64_t t = 0; t < most; ++t) weigh(keys + t * width, t, padded);
+    for (int64_t t = 0; t < most; t += K) weigh(keys, t);
     float per_total[Q];
-    for (int q = 0; q < Q; ++q) per_total[q] = raise(&weights[q * padded], counts[q], padded);
+    raise(per_total);
     constexpr int N = Q == 1 ? 4 : Q == 2 ? 2 : 1;  // as many sums as there are registers for
     int64_t i = 0;
-    for (; i + N * 16 <= width; i += N * 16) mix<N>(values + i, padded, per_total, i);
-    for (; i < width; i += 16) mix<1>(values + i, padded, per_total, i);
+    for (; i + N * 16 <= width; i += N * 16) mix<N>(values + i, per_total, i);
+    for (; i < width; i += 16) mix<1>(values + i, per_total, i);
   }
 
  private:
-  // What a key is worth to each query.
-  void weigh(const uint16_t* key, int64_t t, int64_t padded) {
-    __m256 even[Q], odd[Q];
-    for (int q = 0; q < Q; ++q) even[q] = odd[q] = _mm256_setzero_ps();
-    for (int64_t i = 0; i < width; i += 2 * LANES) {
-      const Halves k(key + i);
-      for (int q = 0; q < Q; ++q) {
-        even[q] = _mm256_fmadd_ps(k.even, _mm256_loadu_ps(&queries[q * width + i]), even[q]);
-        odd[q] = _mm256_fmadd_ps(k.odd, _mm256_loadu_ps(&queries[q * width + i + LANES]), odd[q]);
-      }
-    }
-    for (int q = 0; q < Q; ++q) weights[q * padded + t] = scale * sum8(_mm256_add_ps(even[q], odd[q]));
+  // What K keys from t on are worth to each query; those behind the last one are worth what it is.
+  void weigh(const uint16_t* keys, int64_t t) {
+    const uint16_t* key[K];
+    for (int k = 0; k < K; ++k) key[k] = keys + std::min(t + k, most - 1) * width;
+    __m256 sums[LANES];
+    for (auto& one : sums) one = _mm256_setzero_ps();
+    for (int64_t i = 0; i < width; i += 2 * LANES)
+      for (int k = 0; k < K; ++k)
+        for (int q = 0; q < Q; ++q) {
+          __m256& one = sums[place(k * S + q)];
+          one = add_sixteen(one, key[k] + i, queries + q * width + i);
+        }
+    _mm256_storeu_ps(weights + t * S, _mm256_mul_ps(_mm256_set1_ps(scale), sums8(sums)));
   }
 
-  // Put the exponentials in the place of the first `count` weights, and 0 in the others'; one by their total.
-  static float raise(float* weights, int64_t count, int64_t padded) {
-    std::fill(weights + count, weights + padded, -std::numeric_limits<float>::infinity());
-    __m256 most = _mm256_loadu_ps(weights), totals = _mm256_setzero_ps();
-    for (int64_t t = LANES; t < padded; t += LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(weights + t));
-    alignas(32) float largest[LANES];
-    _mm256_store_ps(largest, most);
-    const __m256 top = _mm256_set1_ps(*std::max_element(largest, largest + LANES));
-    for (int64_t t = 0; t < padded; t += LANES) {
-      const __m256 weight = exp8(_mm256_sub_ps(_mm256_loadu_ps(weights + t), top));
-      _mm256_storeu_ps(weights + t, weight);
-      totals = _mm256_add_ps(totals, weight);
+  // Which of those that sums8() is given comes out there.
+  static constexpr int place(int at) { return at < LANES / 2 ? 2 * at : 2 * at - LANES + 1; }
+
+  // Put the exponentials in the place of the weights up to each query's last one, and 0 in the others'; one by their total,
+  // which is that of every eighth key first, so that it does not depend on Q.
+  void raise(float* per_total) {
+    const int64_t all = (most + K - 1) / K * LANES;
+    const auto fill = [&](float with) {
+      for (int q = 0; q < Q; ++q)
+        for (int64_t at = counts[q] * S + q; at < all; at += S) weights[at] = with;
+    };
+    fill(-std::numeric_limits<float>::infinity());
+    __m256 tops = _mm256_loadu_ps(weights);
+    for (int64_t at = LANES; at < all; at += LANES) tops = _mm256_max_ps(tops, _mm256_loadu_ps(weights + at));
+    alignas(32) float top[LANES], total[S][LANES];
+    _mm256_store_ps(top, tops);
+    for (int at = S; at < LANES; ++at) top[at % S] = std::max(top[at % S], top[at]);
+    for (int at = S; at < LANES; ++at) top[at] = top[at % S];
+    tops = _mm256_load_ps(top);
+    __m256 totals[S];
+    for (auto& one : totals) one = _mm256_setzero_ps();
+    for (int64_t at = 0; at < all; at += S * LANES)
+      for (int j = 0; j < S && at + j * LANES < all; ++j) {
+        const __m256 weight = exp8(_mm256_sub_ps(_mm256_loadu_ps(weights + at + j * LANES), tops));
+        _mm256_storeu_ps(weights + at + j * LANES, weight);
+        totals[j] = _mm256_add_ps(totals[j], weight);
+      }
+    fill(0.0f);
+    for (int j = 0; j < S; ++j) _mm256_store_ps(total[j], totals[j]);
+    for (int q = 0; q < Q; ++q) {
+      alignas(32) float each[LANES];
+      for (int t = 0; t < LANES; ++t) each[t] = total[t / K][t % K * S + q];
+      per_total[q] = 1.0f / sum8(_mm256_load_ps(each));
     }
-    std::fill(weights + count, weights + padded, 0.0f);
-    return 1.0f / sum8(totals);
   }
 
   // The mean of the values by the weights, of 16 N numbers of each from `at` on.
   template <int N>
-  void mix(const uint16_t* values, int64_t padded, const float* per_total, int64_t at) {
+  void mix(const uint16_t* values, const float* per_total, int64_t at) {
     __m256 even[Q][N], odd[Q][N];
     for (int q = 0; q < Q; ++q)
       for (int n = 0; n < N; ++n) even[q][n] = odd[q][n] = _mm256_setzero_ps();
@@ -110,7 +159,7 @@ struct Lookers {
       for (int n = 0; n < N; ++n) {
         const Halves value(values + n * 16);
         for (int q = 0; q < Q; ++q) {
-          const __m256 weight = _mm256_broadcast_ss(&weights[q * padded + t]);
+          const __m256 weight = _mm256_broadcast_ss(&weights[t * S + q]);
           even[q][n] = _mm256_fmadd_ps(weight, value.even, even[q][n]);
           odd[q][n] = _mm256_fmadd_ps(weight, value.odd, odd[q][n]);
         }
@@ -137,23 +186,27 @@ struct Sizes {
 };
 
 // The attention of new tokens behind each row: turned to their positions, written behind the row's keys and values, and
-// held against all of them up to their own. `scratch` is of each thread. q (rows, new, heads, width), k and v (rows, new, key heads, width), cosine and
-// sine (rows, new, width), keys and values (rows, key heads, room, width) -> y (rows, new, heads, width)
+// held against all of them up to their own. `scratch` is of each thread. q (rows, new, heads, width), k and v (rows, new,
+// key heads, width), cosine and sine (rows, new, width), keys and values (rows, key heads, room, width) ->
+// y (rows, new, heads, width)
 void attend(Team& team, const Sizes& size, float scale, const uint16_t* q, const uint16_t* k, const uint16_t* v,
             const uint16_t* cosine, const uint16_t* sine, uint16_t* keys, uint16_t* values, std::vector<Scratch>& scratch,
             uint16_t* y) {
   const int64_t width = size.width, heads = size.heads, key_heads = size.key_heads, news = size.news, room = size.room;
-  team.share(size.each(), std::max<int64_t>(1, WORTH_A_PIECE / (key_heads * width)), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t head = 0; head < key_heads; ++head) {
-        const int64_t row = n / news, place = (row * key_heads + head) * room + size.before[row] + n % news;
-        turn(k + (n * key_heads + head) * width, cosine + n * width, sine + n * width, width, keys + place * width);
-        std::memcpy(values + place * width, v + (n * key_heads + head) * width, width * sizeof *v);
-      }
-  });
+  const auto remember = [&](int64_t n, int64_t head) {
+    const int64_t row = n / news, place = (row * key_heads + head) * room + size.before[row] + n % news;
+    turn(k + (n * key_heads + head) * width, cosine + n * width, sine + n * width, width, keys + place * width);
+    std::memcpy(values + place * width, v + (n * key_heads + head) * width, width * sizeof *v);
+  };
   // The queries to a key head, token by token, are taken four at a time; late ones, which look at many keys, and early
   // ones in turn, so that threads have as much to do.
-  const int64_t shared = heads / key_heads, asked = news * shared, blocks = (asked + BLOCK - 1) / BLOCK;
+  const int64_t shared = heads / key_heads, asked = news * shared, blocks = (asked + QUERIES - 1) / QUERIES;
+  const bool at_once = news == 1 && blocks == 1;  // nobody else looks at the new key
+  if (!at_once)
+    team.share(size.each(), std::max<int64_t>(1, WORTH_A_PIECE / (key_heads * width)), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        for (int64_t head = 0; head < key_heads; ++head) remember(n, head);
+    });
   const auto answer = [&]<int Q>(int64_t row, int64_t key_head, int64_t first) {
     Lookers<Q> lookers(width, scale, scratch[team.number]);
     uint16_t* turned = scratch[team.number].turned.data();
@@ -167,9 +220,11 @@ void attend(Team& team, const Sizes& size, float scale, const uint16_t* q, const
   };
   team.share(size.rows * key_heads * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t b = unit % blocks, block = b % 2 ? blocks - 1 - b / 2 : b / 2, first = block * BLOCK;
+      const int64_t b = unit % blocks, block = b % 2 ? blocks - 1 - b / 2 : b / 2, first = block * QUERIES;
       const int64_t key_head = unit / blocks % key_heads, row = unit / blocks / key_heads;
-      for_count(std::min(BLOCK, asked - first), [&]<int Q>() { answer.template operator()<Q>(row, key_head, first); });
+      if (at_once) remember(row, key_head);
+      const int64_t count = std::min<int64_t>(QUERIES, asked - first);
+      for_count<QUERIES>(count, [&]<int Q>() { answer.template operator()<Q>(row, key_head, first); });
     }
   });
 }

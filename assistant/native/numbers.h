@@ -14,18 +14,14 @@
 namespace {
 
 constexpr int64_t LANES = 8;
-constexpr int64_t BLOCK = 4;                 // rows, or queries, that are computed together
-constexpr int64_t WORTH_A_PIECE = 1 << 13;   // products
+constexpr int64_t WORTH_A_PIECE = 1 << 13;  // products
 
-// Call what is made for a number of rows, or of queries, of at most BLOCK.
-template <typename Made>
+// Call what is made for a number of rows, or of queries, of at most `Most`.
+template <int Most, typename Made>
 inline void for_count(int64_t count, const Made& made) {
-  switch (count) {
-    case 1: return made.template operator()<1>();
-    case 2: return made.template operator()<2>();
-    case 3: return made.template operator()<3>();
-    default: return made.template operator()<BLOCK>();
-  }
+  if constexpr (Most > 1)
+    if (count < Most) return for_count<Most - 1>(count, made);
+  made.template operator()<Most>();
 }
 
 inline float widen(uint16_t bf16) {
@@ -77,6 +73,20 @@ inline float sum8(__m256 x) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+// The sums of eight times eight numbers, each as sum8() gives it: of the first, third, fifth and seventh, then of the others.
+inline __m256 sums8(const __m256 (&x)[LANES]) {
+  __m256 four[4], two[2];
+  for (int i = 0; i < 4; ++i)
+    four[i] = _mm256_add_ps(_mm256_permute2f128_ps(x[2 * i], x[2 * i + 1], 0x20),
+                            _mm256_permute2f128_ps(x[2 * i], x[2 * i + 1], 0x31));
+  for (int i = 0; i < 2; ++i) {
+    const __m256d first = _mm256_castps_pd(four[2 * i]), second = _mm256_castps_pd(four[2 * i + 1]);
+    two[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(first, second)),
+                           _mm256_castpd_ps(_mm256_unpackhi_pd(first, second)));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x88), _mm256_shuffle_ps(two[0], two[1], 0xdd));
 }
 
 // The exponential of eight numbers, to two units in the last place: 2^n of what is a whole number of doublings, a

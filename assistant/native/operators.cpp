@@ -12,7 +12,8 @@ using Tensors = std::vector<at::Tensor>;
 using Maybes = c10::List<std::optional<at::Tensor>>;
 
 // x (rows, n) over its root mean square, times weight (n)
-void norm(Team& team, const uint16_t* x, const uint16_t* weight, float epsilon, int64_t rows, int64_t n, uint16_t* y) {
+template <typename Sharing>
+void norm(Sharing& team, const uint16_t* x, const uint16_t* weight, float epsilon, int64_t rows, int64_t n, uint16_t* y) {
   team.share(rows, std::max<int64_t>(1, WORTH_A_PIECE / n), [&](int64_t begin, int64_t end) {
     for (int64_t first = begin * n; first < end * n; first += n) {
       __m256 squares = _mm256_setzero_ps();
@@ -30,7 +31,8 @@ void norm(Team& team, const uint16_t* x, const uint16_t* weight, float epsilon, 
 }
 
 // silu(gate) * up, `count` numbers of each
-void silu_times(Team& team, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* y) {
+template <typename Sharing>
+void silu_times(Sharing& team, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* y) {
   const __m256 one = _mm256_set1_ps(1.0f), none = _mm256_setzero_ps();
   team.share(count / LANES, WORTH_A_PIECE / LANES / 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * LANES; i < end * LANES; i += LANES) {
@@ -78,6 +80,19 @@ class Reader {
   const Maybes &biases, &changes;
   const size_t stride;
   std::vector<std::vector<uint8_t>> marked;  // rows of each adapter
+};
+
+// What so few rows need before they are multiplied takes a thread less time than waiting for others would: each makes it
+// for itself. One that comes late may read what is being written for a later part; it finds its own part over then.
+constexpr int64_t FEW = 2;
+
+// What rows are multiplied as.
+struct Inputs {
+  std::vector<uint16_t> normed, mixed;
+  Activations narrow, heads, wide;
+
+  Inputs(int64_t rows, int64_t hidden, int64_t attended, int64_t between)
+      : normed(rows * hidden), mixed(rows * between), narrow(rows, hidden), heads(rows, attended), wide(rows, between) {}
 };
 
 // The tensors of one layer of the decoder.
@@ -141,19 +156,25 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
   auto y = at::empty_like(x);
   auto* result = write(y);
   const auto *from = read(x), *c = read(cosine), *s = read(sine);
-  std::vector<uint16_t> sum(from, from + each * hidden), normed(each * hidden), answer(each * attended);
-  std::vector<uint16_t> mixed(each * between);
+  std::vector<uint16_t> sum(from, from + each * hidden), answer(each * attended);
   std::vector<std::vector<uint16_t>> made(3);
   made[0].resize(each * std::max(attended, between)), made[1].resize(made[0].size());
   made[2].resize(each * key_heads * width);
   std::vector<float> low(each * lows);
-  Activations narrow(each, hidden), heads(each, attended), wide(each, between);
+  const bool few = each <= FEW;
+  std::vector<Inputs> inputs(few ? most_threads() : 1, Inputs(each, hidden, attended, between));
   const int64_t longest = *std::max_element(size.before, size.before + size.rows) + size.news;
   std::vector<Scratch> scratch(most_threads(), Scratch(width, longest));
   gather([&](Team& team) {
+    Inputs& mine = inputs[few ? team.number : 0];
+    // Let what(…) be done by each thread for itself, or by all together.
+    const auto prepare = [&](const auto& what) {
+      Alone alone;
+      if (few) what(alone);
+      else what(team);
+    };
     // What linear layers make of x, into `made` or, of a single one, added to `sum`.
-    const auto apply = [&](const Linears& linears, Activations& rounded, const uint16_t* given, bool adds) {
-      rounded.take(team, given);
+    const auto apply = [&](const Linears& linears, const Activations& rounded, const uint16_t* given, bool adds) {
       linears.take_in(team, given, each, low);
       linears.multiply(team, rounded, low, [&](size_t which, int64_t row, int64_t o, const uint16_t* sixteen) {
         auto* to = (adds ? sum : made[which]).data() + row * linears.layers[which].out + o;
@@ -162,19 +183,28 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
           narrow8(_mm256_add_ps(widen8(to + i), widen8(sixteen + i)), to + i);
       });
     };
-    const float near_none = static_cast<float>(epsilon);
+    const auto normed = [&](const uint16_t* weight) {
+      prepare([&](auto& who) {
+        norm(who, sum.data(), weight, static_cast<float>(epsilon), each, hidden, mine.normed.data());
+        mine.narrow.take(who, mine.normed.data());
+      });
+    };
     for (const auto& layer : layers) {
-      norm(team, sum.data(), layer.before, near_none, each, hidden, normed.data());
-      apply(layer.asked, narrow, normed.data(), false);
+      normed(layer.before);
+      apply(layer.asked, mine.narrow, mine.normed.data(), false);
       attend(team, size, static_cast<float>(scale), made[0].data(), made[1].data(), made[2].data(), c, s, layer.keys,
              layer.values, scratch, answer.data());
-      apply(layer.given, heads, answer.data(), true);
-      norm(team, sum.data(), layer.between, near_none, each, hidden, normed.data());
-      apply(layer.opened, narrow, normed.data(), false);
-      silu_times(team, made[0].data(), made[1].data(), each * between, mixed.data());
-      apply(layer.closed, wide, mixed.data(), true);
+      prepare([&](auto& who) { mine.heads.take(who, answer.data()); });
+      apply(layer.given, mine.heads, answer.data(), true);
+      normed(layer.between);
+      apply(layer.opened, mine.narrow, mine.normed.data(), false);
+      prepare([&](auto& who) {
+        silu_times(who, made[0].data(), made[1].data(), each * between, mine.mixed.data());
+        mine.wide.take(who, mine.mixed.data());
+      });
+      apply(layer.closed, mine.wide, mine.mixed.data(), true);
     }
-    norm(team, sum.data(), read(norms.back()), near_none, each, hidden, result);
+    norm(team, sum.data(), read(norms.back()), static_cast<float>(epsilon), each, hidden, result);
   });
   return y;
 }

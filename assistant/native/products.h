@@ -8,13 +8,19 @@
 namespace {
 
 constexpr int64_t GROUP = 32;
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define WIDE_INTEGERS
+constexpr int ROWS = 8;          // that are computed together: there are registers for so many
+#else
+constexpr int ROWS = 4;
+#endif
 constexpr int64_t TILE = 32;     // rows whose activations fit the processor's nearest memory
 constexpr int64_t AHEAD = 2048;  // bytes of a weight that are asked for before they are needed: processors stop at a page's end
 
 // To each of eight sums, or of sixteen partial ones, the products of unsigned and signed bytes. Without VNNI these are
 // 16 bits: eight times two products of a level (0..15) and an activation (-127..127) fit.
 inline __m256i add_products(__m256i sums, __m256i is_unsigned, __m256i is_signed) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#ifdef WIDE_INTEGERS
   return _mm256_dpbusd_epi32(sums, is_unsigned, is_signed);
 #else
   sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(is_unsigned, is_signed));
@@ -24,7 +30,7 @@ inline __m256i add_products(__m256i sums, __m256i is_unsigned, __m256i is_signed
 }
 
 inline __m256 finish(__m256i sums) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#ifdef WIDE_INTEGERS
   return _mm256_cvtepi32_ps(sums);
 #else
   return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
@@ -41,7 +47,8 @@ struct Activations {
       : rows(r), inner(i), groups(i / GROUP), values(r * i), steps(r * groups), sums(r * groups) {}
 
   // Round what `from` (rows, inner) holds.
-  void take(Team& team, const uint16_t* from) {
+  template <typename Sharing>
+  void take(Sharing& team, const uint16_t* from) {
     team.share(rows * groups, WORTH_A_PIECE / GROUP, [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) round(from + g * GROUP, values.data() + g * GROUP, steps[g], sums[g]);
     });
@@ -74,6 +81,54 @@ struct Activations {
 };
 
 inline void ask_for(const void* at) { _mm_prefetch(static_cast<const char*>(at) + AHEAD, _MM_HINT_T0); }
+
+#ifdef WIDE_INTEGERS
+
+inline __m512 widen16(const uint16_t* bf16) {
+  const __m512i bits = _mm512_cvtepu16_epi32(bytes_of(bf16));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+inline __m512i four_bytes16(const int8_t* from) {
+  int32_t four;
+  std::memcpy(&four, from, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// Sixteen outputs of R rows with a weight of 4 bits: levels 0..15 that stand for (level - 8) * scale + zero.
+template <int R>
+void outputs4(const Activations& x, int64_t row, const uint8_t* levels, const uint16_t* scales, const uint16_t* zeros,
+              float (*out)[2 * LANES]) {
+  __m512 sum[R];
+  for (auto& one : sum) one = _mm512_setzero_ps();
+  const __m512i low = _mm512_set1_epi8(15);
+  const int8_t* values = x.values.data() + row * x.inner;
+  const float *steps = x.steps.data() + row * x.groups, *sums = x.sums.data() + row * x.groups;
+  const bool meets_first = row % TILE == 0;
+  for (int64_t g = 0; g < x.groups; ++g, scales += 2 * LANES, zeros += 2 * LANES, values += GROUP) {
+    __m512i dots[R];
+    for (auto& one : dots) one = _mm512_setzero_si512();
+    for (int64_t at = 0; at < GROUP; at += 8, levels += 64) {
+      if (meets_first) ask_for(levels);
+      const __m512i both = _mm512_loadu_si512(levels), level = _mm512_and_si512(both, low);
+      const __m512i higher = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+      for (int r = 0; r < R; ++r) {
+        dots[r] = _mm512_dpbusd_epi32(dots[r], level, four_bytes16(values + r * x.inner + at));
+        dots[r] = _mm512_dpbusd_epi32(dots[r], higher, four_bytes16(values + r * x.inner + at + 4));
+      }
+    }
+    const __m512 scale = widen16(scales);
+    const __m512 shift = _mm512_fnmadd_ps(_mm512_set1_ps(8.0f), scale, widen16(zeros));
+    for (int r = 0; r < R; ++r) {
+      const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(steps[r * x.groups + g]));
+      sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), step, sum[r]);
+      sum[r] = _mm512_fmadd_ps(shift, _mm512_set1_ps(sums[r * x.groups + g]), sum[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) _mm512_storeu_ps(out[r], sum[r]);
+}
+
+#else
 
 inline __m256i four_bytes(const int8_t* from) {
   int32_t four;
@@ -121,6 +176,8 @@ void outputs4(const Activations& x, int64_t row, const uint8_t* levels, const ui
     for (int e = 0; e < 2; ++e) _mm256_storeu_ps(out[r] + e * LANES, sum[r][e]);
 }
 
+#endif
+
 // Eight outputs of R rows with a weight of 8 bits.
 template <int R>
 void outputs8(const Activations& x, int64_t row, const int8_t* weight, const uint16_t* scales, float (*out)[LANES]) {
@@ -151,8 +208,8 @@ void for_blocks(Team& team, const Activations& x, int64_t blocks, int64_t size, 
   team.share(blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = 0; tile < x.rows; tile += TILE)
       for (int64_t n = begin; n < end; ++n)
-        for (int64_t row = tile; row < std::min(x.rows, tile + TILE); row += BLOCK)
-          outputs(std::min(BLOCK, x.rows - row), row, n);
+        for (int64_t row = tile; row < std::min(x.rows, tile + TILE); row += ROWS)
+          outputs(std::min<int64_t>(ROWS, x.rows - row), row, n);
   });
 }
 
@@ -182,8 +239,8 @@ at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tens
     rounded.take(team, from);
     for_blocks(team, rounded, out / LANES, LANES, [&](int64_t count, int64_t row, int64_t eight) {
       const int64_t first = eight * LANES;
-      float values[BLOCK][LANES];
-      for_count(count, [&]<int R>() { outputs8<R>(rounded, row, eights + first * rounded.inner, scale + first, values); });
+      float values[ROWS][LANES];
+      for_count<ROWS>(count, [&]<int R>() { outputs8<R>(rounded, row, eights + first * rounded.inner, scale + first, values); });
       for (int64_t r = 0; r < count; ++r) narrow8(_mm256_loadu_ps(values[r]), to + (row + r) * out + first);
     });
   });
@@ -282,8 +339,8 @@ struct Linears {
       const size_t which = std::upper_bound(begins.begin(), begins.end(), at) - begins.begin() - 1;
       const Linear& layer = layers[which];
       const int64_t n = at - begins[which], first = n * x.groups * 16;
-      float values[BLOCK][16];
-      for_count(count, [&]<int R>() {
+      float values[ROWS][16];
+      for_count<ROWS>(count, [&]<int R>() {
         outputs4<R>(x, row, layer.levels + n * x.inner * 8, layer.scales + first, layer.zeros + first, values);
       });
       for (int64_t r = 0; r < count; ++r) {

@@ -63,6 +63,14 @@ class Team {
   uint32_t next = 0;  // part
 };
 
+// A thread that does all of something by itself and waits for nobody.
+struct Alone {
+  template <typename Each>
+  void share(int64_t count, int64_t, const Each& each) {
+    each(0, count);
+  }
+};
+
 inline int most_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 // Call what(team) in as many threads as torch takes.
