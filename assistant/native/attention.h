@@ -166,13 +166,10 @@ struct Lookers {
       }
     for (int q = 0; q < Q; ++q)
       for (int n = 0; n < N; ++n) {
-        alignas(32) float evens[LANES], odds[LANES];
-        _mm256_store_ps(evens, even[q][n]);
-        _mm256_store_ps(odds, odd[q][n]);
-        for (int64_t j = 0; j < LANES; ++j) {
-          to[q][at + n * 16 + 2 * j] = narrow(evens[j] * per_total[q]);
-          to[q][at + n * 16 + 2 * j + 1] = narrow(odds[j] * per_total[q]);
-        }
+        const __m256 by = _mm256_set1_ps(per_total[q]);
+        const __m256i low = _mm256_srli_epi32(narrowed(_mm256_mul_ps(even[q][n], by)), 16);
+        const __m256i high = narrowed(_mm256_mul_ps(odd[q][n], by));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[q] + at + n * 16), _mm256_or_si256(low, high));
       }
   }
 };

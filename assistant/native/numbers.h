@@ -36,14 +36,7 @@ inline __m256 widen8(const uint16_t* bf16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
 
-inline uint16_t narrow(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (std::isnan(value)) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// Each of eight numbers as narrow() gives it, in the upper half of its place.
+// Each of eight numbers rounded to bf16, in the upper half of its place.
 inline __m256i narrowed(__m256 values) {
   const __m256i bits = _mm256_castps_si256(values);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -53,6 +46,15 @@ inline __m256i narrowed(__m256 values) {
   return _mm256_and_si256(kept, _mm256_set1_epi32(static_cast<int>(0xffff0000)));
 }
 
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+inline __m256 rounded8(__m256 values) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)_mm256_cvtneps_pbh(values)), 16));
+}
+
+inline void narrow8(__m256 values, uint16_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), (__m128i)_mm256_cvtneps_pbh(values));
+}
+#else
 inline __m256 rounded8(__m256 values) { return _mm256_castsi256_ps(narrowed(values)); }
 
 inline void narrow8(__m256 values, uint16_t* to) {
@@ -60,6 +62,7 @@ inline void narrow8(__m256 values, uint16_t* to) {
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(small), _mm256_extracti128_si256(small, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
 }
+#endif
 
 inline const uint16_t* read(const at::Tensor& x) {
   return reinterpret_cast<const uint16_t*>(x.const_data_ptr<at::BFloat16>());

@@ -102,6 +102,59 @@ struct Layer {
   uint16_t *keys, *values;
 };
 
+// A decoder as it is given: its layers read, and all forms checked.
+struct Decoder {
+  const Reader reader;
+  int64_t hidden, attended, between, lows = 0;  // `lows`: the most numbers that adapters make of a row
+  Sizes size;
+  std::vector<Layer> layers;
+
+  Decoder(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes, const Tensors& norms,
+          const at::Tensor& cosine, const at::Tensor& sine, const Tensors& keys, const Tensors& values,
+          const at::Tensor& lengths)
+      : reader(weights, biases, changes, x.size(0), x.size(1)), hidden(x.size(2)) {
+    TORCH_CHECK(x.numel() && is_plain(x) && lengths.is_contiguous() && lengths.scalar_type() == at::kLong &&
+                    lengths.numel() == x.size(0) && !keys.empty() && keys.size() == values.size() &&
+                    norms.size() == 2 * keys.size() + 1 && weights.size() == 3 * LAYERS * keys.size(),
+                "the forms must be as stated");
+    for (size_t n = 0; n < keys.size(); ++n) {
+      TORCH_CHECK(is_plain(keys[n]) && is_plain(values[n]) && keys[n].dim() == 4 && keys[n].numel() &&
+                      keys[n].sizes() == keys[0].sizes() && values[n].sizes() == keys[0].sizes(),
+                  "keys and values must be contiguous bf16 of one form");
+      layers.push_back({reader.some(n, QUERY, OUTPUT), reader.some(n, OUTPUT, GATE), reader.some(n, GATE, DOWN),
+                        reader.some(n, DOWN, LAYERS), read(norms[2 * n]), read(norms[2 * n + 1]), write(keys[n]),
+                        write(values[n])});
+    }
+    const int64_t width = keys[0].size(3), key_heads = keys[0].size(1);
+    attended = layers[0].given.layers[0].inner, between = layers[0].closed.layers[0].inner;
+    size = {x.size(0), x.size(1), attended / width, key_heads, width, keys[0].size(2), lengths.const_data_ptr<int64_t>()};
+    for (const auto& one : norms) TORCH_CHECK(is_plain(one) && one.numel() == hidden, "a norm must be (hidden) in bf16");
+    for (const auto* one : {&cosine, &sine})
+      TORCH_CHECK(is_plain(*one) && one->numel() == size.each() * width, "cosine and sine must be (rows, new, width) in bf16");
+    for (const auto& layer : layers) check(layer);
+    TORCH_CHECK(hidden % LANES == 0 && width % (2 * LANES) == 0 && size.rows <= keys[0].size(0) &&
+                    size.heads % key_heads == 0 && attended % width == 0,
+                "rows, heads and widths must fit each other");
+    for (int64_t row = 0; row < size.rows; ++row)
+      TORCH_CHECK(size.before[row] >= 0 && size.before[row] + size.news <= size.room, "there is no room for the new tokens");
+  }
+
+ private:
+  void check(const Layer& layer) {
+    const int64_t narrow = size.key_heads * size.width;
+    const auto fits = [](const Linears& linears, int64_t inner, const std::vector<int64_t>& outs) {
+      for (size_t n = 0; n < outs.size(); ++n)
+        TORCH_CHECK(linears.layers[n].inner == inner && linears.layers[n].out == outs[n], "the layers must fit each other");
+    };
+    fits(layer.asked, hidden, {attended, narrow, narrow});
+    fits(layer.given, attended, {hidden});
+    fits(layer.opened, hidden, {between, between});
+    fits(layer.closed, between, {hidden});
+    for (const auto* linears : {&layer.asked, &layer.given, &layer.opened, &layer.closed})
+      lows = std::max(lows, linears->lows);
+  }
+};
+
 // All layers of a decoder and the norm behind them: norm, attention, norm and gated MLP with silu in each.
 // x (rows, new, hidden) bf16; of each layer 7 weights (query, key, value, output, gate, up, down), and biases, and 2 norms;
 // cosine and sine (rows, new, width) bf16; keys and values of each layer (room for rows, key heads, room for tokens, width)
@@ -109,62 +162,22 @@ struct Layer {
 at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes,
                   const Tensors& norms, const at::Tensor& cosine, const at::Tensor& sine, const Tensors& keys,
                   const Tensors& values, const at::Tensor& lengths, double scale, double epsilon) {
-  TORCH_CHECK(x.dim() == 3 && x.numel() && is_plain(x) && lengths.is_contiguous() && lengths.scalar_type() == at::kLong &&
-                  lengths.numel() == x.size(0) && !keys.empty() && keys.size() == values.size() &&
-                  norms.size() == 2 * keys.size() + 1 && weights.size() == 3 * LAYERS * keys.size(),
-              "the forms must be as stated");
-  const int64_t hidden = x.size(2), each = x.size(0) * x.size(1);
-  const Reader reader(weights, biases, changes, x.size(0), x.size(1));
-  std::vector<Layer> layers;
-  for (size_t n = 0; n < keys.size(); ++n) {
-    TORCH_CHECK(is_plain(keys[n]) && is_plain(values[n]) && keys[n].dim() == 4 && keys[n].sizes() == keys[0].sizes() &&
-                    values[n].sizes() == keys[0].sizes(),
-                "keys and values must be contiguous bf16 of one form");
-    layers.push_back({reader.some(n, QUERY, OUTPUT), reader.some(n, OUTPUT, GATE), reader.some(n, GATE, DOWN),
-                      reader.some(n, DOWN, LAYERS), read(norms[2 * n]), read(norms[2 * n + 1]), write(keys[n]),
-                      write(values[n])});
-  }
-  const int64_t width = keys[0].size(3), key_heads = keys[0].size(1), attended = layers[0].given.layers[0].inner;
-  const int64_t between = layers[0].closed.layers[0].inner;
-  const Sizes size{x.size(0), x.size(1), attended / width, key_heads, width, keys[0].size(2),
-                   lengths.const_data_ptr<int64_t>()};
-  for (const auto& one : norms) TORCH_CHECK(is_plain(one) && one.numel() == hidden, "a norm must be (hidden) in bf16");
-  for (const auto* one : {&cosine, &sine})
-    TORCH_CHECK(is_plain(*one) && one->numel() == each * width, "cosine and sine must be (rows, new, width) in bf16");
-  int64_t lows = 0;
-  for (const auto& layer : layers) {
-    const auto out = [](const Linears& linears, size_t n) { return linears.layers[n].out; };
-    TORCH_CHECK(layer.asked.layers[0].inner == hidden && out(layer.asked, 0) == attended &&
-                    out(layer.asked, 1) == key_heads * width && out(layer.asked, 2) == key_heads * width &&
-                    layer.given.layers[0].inner == attended && out(layer.given, 0) == hidden &&
-                    layer.opened.layers[0].inner == hidden && out(layer.opened, 0) == between &&
-                    out(layer.opened, 1) == between && layer.closed.layers[0].inner == between &&
-                    out(layer.closed, 0) == hidden,
-                "the layers must fit each other");
-    for (const auto* linears : {&layer.asked, &layer.given, &layer.opened, &layer.closed}) {
-      lows = std::max(lows, linears->lows);
-      for (const auto& linear : linears->layers)
-        TORCH_CHECK(linear.inner == linears->layers[0].inner, "linear layers of the same inputs must be as wide");
-    }
-  }
-  TORCH_CHECK(hidden % LANES == 0 && width % (2 * LANES) == 0 && size.rows <= keys[0].size(0) &&
-                  size.heads % key_heads == 0 && attended % width == 0,
-              "rows, heads and widths must fit each other");
-  for (int64_t row = 0; row < size.rows; ++row)
-    TORCH_CHECK(size.before[row] >= 0 && size.before[row] + size.news <= size.room, "there is no room for the new tokens");
-
+  TORCH_CHECK(x.dim() == 3, "x must be (rows, new, hidden)");
+  const Decoder decoder(x, weights, biases, changes, norms, cosine, sine, keys, values, lengths);
+  const Sizes& size = decoder.size;
+  const int64_t hidden = decoder.hidden, attended = decoder.attended, between = decoder.between, each = size.each();
   auto y = at::empty_like(x);
   auto* result = write(y);
   const auto *from = read(x), *c = read(cosine), *s = read(sine);
   std::vector<uint16_t> sum(from, from + each * hidden), answer(each * attended);
   std::vector<std::vector<uint16_t>> made(3);
   made[0].resize(each * std::max(attended, between)), made[1].resize(made[0].size());
-  made[2].resize(each * key_heads * width);
-  std::vector<float> low(each * lows);
+  made[2].resize(each * size.key_heads * size.width);
+  std::vector<float> low(each * decoder.lows);
   const bool few = each <= FEW;
   std::vector<Inputs> inputs(few ? most_threads() : 1, Inputs(each, hidden, attended, between));
   const int64_t longest = *std::max_element(size.before, size.before + size.rows) + size.news;
-  std::vector<Scratch> scratch(most_threads(), Scratch(width, longest));
+  std::vector<Scratch> scratch(most_threads(), Scratch(size.width, longest));
   gather([&](Team& team) {
     Inputs& mine = inputs[few ? team.number : 0];
     // Let what(…) be done by each thread for itself, or by all together.
@@ -189,7 +202,7 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
         mine.narrow.take(who, mine.normed.data());
       });
     };
-    for (const auto& layer : layers) {
+    for (const auto& layer : decoder.layers) {
       normed(layer.before);
       apply(layer.asked, mine.narrow, mine.normed.data(), false);
       attend(team, size, static_cast<float>(scale), made[0].data(), made[1].data(), made[2].data(), c, s, layer.keys,

@@ -268,9 +268,11 @@ struct Change {
   void take_in(const uint16_t* x, int64_t inner, int64_t r, float* low) const {
     const uint16_t* eights = a + r * inner;
     __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t i = 0; i < inner; i += 4)
+    for (int64_t i = 0; i < inner; i += 4) {
+      ask_for(eights + i * LANES);
       for (int k = 0; k < 4; ++k)
         sums[k] = _mm256_fmadd_ps(_mm256_set1_ps(widen(x[i + k])), widen8(eights + (i + k) * LANES), sums[k]);
+    }
     _mm256_storeu_ps(low, _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
   }
 
@@ -278,9 +280,11 @@ struct Change {
   void give_out(const float* low, int64_t o, uint16_t* y) const {
     const uint16_t* sixteens = b + o * rank;
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t r = 0; r < rank; ++r, sixteens += 16)
+    for (int64_t r = 0; r < rank; ++r, sixteens += 16) {
+      if (r % 2 == 0) ask_for(sixteens);
       for (int e = 0; e < 2; ++e)
         sums[e] = _mm256_fmadd_ps(_mm256_broadcast_ss(low + r), widen8(sixteens + e * LANES), sums[e]);
+    }
     for (int e = 0; e < 2; ++e) narrow8(_mm256_add_ps(widen8(y + e * LANES), rounded8(sums[e])), y + e * LANES);
   }
 };
