@@ -23,6 +23,8 @@ from assistant.rows import Rows, window
 LANES = 8
 """What is normed must be a multiple of so many numbers wide, and a head of twice as many."""
 NOTHING = (None, None)
+NEVER_CHANGE = {"default", "linear", "llama3", "yarn"}
+"""Kinds of positions that do not depend on how long a text is."""
 
 
 class OwnDecoder(nn.Module):
@@ -37,9 +39,11 @@ class OwnDecoder(nn.Module):
     biases: list[Tensor | None]
     norms: list[Tensor]
     linears: tuple[AdaptedLinear, ...]
+    turns: list[Tensor]
+    """Cosine and sine of the positions so far, (room, width) each."""
     config: Any
     embed_tokens: nn.Embedding
-    rotary_emb: nn.Module
+    rotary_emb: Any
     layers: Any
     norm: Any
 
@@ -68,7 +72,7 @@ class OwnDecoder(nn.Module):
             self.biases,
             self._changes(),
             self.norms,
-            *self.rotary_emb(x, position_ids=position_ids),
+            *self._turns(x, position_ids, past_key_values.room[1]),
             [layer.keys for layer in held],
             [layer.values for layer in held],
             past_key_values.ends,
@@ -76,6 +80,17 @@ class OwnDecoder(nn.Module):
             self.norm.variance_epsilon,
         )
         return BaseModelOutputWithPast(last_hidden_state=y, past_key_values=past_key_values)
+
+    def _turns(self, x: Tensor, positions: Tensor, room: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of each new token (rows, new, width): looked up where a position's never change."""
+        if self.rotary_emb.rope_type not in NEVER_CHANGE:
+            cosine, sine = self.rotary_emb(x, position_ids=positions)
+            return cosine, sine
+        if not self.turns or len(self.turns[0]) < room:
+            everywhere = torch.arange(room, device=x.device)[None]
+            self.turns = [table[0] for table in self.rotary_emb(x, position_ids=everywhere)]
+        cosine, sine = (nn.functional.embedding(positions, table) for table in self.turns)
+        return cosine, sine
 
     def _changes(self) -> list[Tensor | None]:
         """What each adapter of the moment adds: the numbers of its rows, and two factors of each linear layer."""
@@ -127,6 +142,7 @@ def _exchange(decoder: Any, few_rows: int) -> None:
     decoder.weights = [part for linear in linears for part in linear.base.own]
     decoder.biases = [linear.base.bias for linear in linears]
     decoder.norms = [norm.weight for norm in (*norms, decoder.norm)]
+    decoder.turns = []
 
 
 def _is_known(decoder: Any) -> bool:

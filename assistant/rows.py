@@ -172,16 +172,14 @@ class Rows(Cache):
         before = torch.tensor(self.lengths, device=ids.device)[:, None]
         self.ends, self.numbers = before[:, 0], torch.arange(len(self.lengths), device=ids.device)
         positions = before + torch.arange(new, device=ids.device)
-        takes = getattr(model.base_model, "takes", None)  # an OwnDecoder knows for itself what a token sees
-        output = model(
-            input_ids=ids,
-            attention_mask=None if takes and takes(ids, self) else self._mask(model, positions),
-            position_ids=positions,
-            past_key_values=self,
-            logits_to_keep=1,
-        )
+        asked = {"input_ids": ids, "position_ids": positions, "past_key_values": self}
+        takes = getattr(model.base_model, "takes", None)
+        logits: Tensor
+        if takes and takes(ids, self):  # an OwnDecoder knows what a token sees, and its head is all of the rest
+            logits = model.get_output_embeddings()(model.base_model(**asked).last_hidden_state[:, -1])
+        else:
+            logits = model(**asked, attention_mask=self._mask(model, positions), logits_to_keep=1).logits[:, -1]
         self.lengths = [length + new for length in self.lengths]
-        logits: Tensor = output.logits[:, -1]
         return logits
 
     def _mask(self, model: PreTrainedModel, positions: Tensor) -> Any:

@@ -141,7 +141,7 @@ def error_message(body: Any) -> str:
     said = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(said, dict):
         words, code = said.get("message") or said.get("detail") or "", said.get("code")
-        said = f"{words} ({code})" if code == OVERFLOW and isinstance(words, str) else words
+        said = f"{code}: {words}" if code == OVERFLOW and isinstance(words, str) else words
     return " ".join(said.split())[:200] if isinstance(said, str) else ""
 
 

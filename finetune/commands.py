@@ -7,11 +7,13 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from assistant.adapters import REWARD_MANIFEST, AdapterInfo, verify_adapter
 from assistant.errors import AdapterMissing
@@ -192,11 +194,11 @@ def promote(args: argparse.Namespace) -> int:
         registry = _open(settings, stack).registry
         before = registry.live()
         adapter_id = {"base": None, "live": before.adapter_id}.get(args.adapter, args.adapter)
-        if adapter_id not in (None, *(one.id for one in registry.adapters())) and Path(args.adapter).is_dir():
+        if adapter_id and os.path.isdir(adapter_id) and adapter_id not in {one.id for one in registry.adapters()}:
             raise AdapterMissing(
-                f"{adapter_id} is a folder, and what `train` makes cannot go live: whose votes it learned from is not "
-                f"known, so nobody could be erased from it. Talk to it with: python -m assistant chat --adapter "
-                f"{adapter_id}"
+                f"{adapter_id} is a folder; name a night's adapter by its id. What `train` makes cannot go live: whose "
+                f"votes it learned from is not known, so nobody could be erased from it. Talk to it with: "
+                f"python -m assistant chat --adapter {adapter_id}"
             )
         _check_files(adapter_id, settings, registry)
         live = registry.promote(adapter_id, before.generation)
@@ -218,10 +220,14 @@ def rollback(args: argparse.Namespace) -> int:
 
 def runs(args: argparse.Namespace) -> int:
     """List the nights."""
+    settings = load_settings(args.home)
     with ExitStack() as stack:
-        registry = _open(load_settings(args.home), stack).registry
-        registry.mark_crashed_runs()
+        registry = _open(settings, stack).registry
         found = registry.runs()
+        if any(run.state == "running" for run in found):
+            with suppress(Timeout), FileLock(settings.home / "night.lock", timeout=0):  # no night is under way
+                registry.mark_crashed_runs()
+                found = registry.runs()
     listed = [
         {
             "id": run.id,

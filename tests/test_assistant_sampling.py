@@ -38,3 +38,17 @@ def test_temperature_zero_takes_the_likeliest() -> None:
 def test_next_to_no_temperature_takes_the_likeliest_too() -> None:
     for temperature in (1e-300, 1e-40, 1e-7):
         assert sample(LOGITS * 20, Sampling(temperature=temperature), torch.Generator()) == 1
+
+
+def test_without_a_nucleus_any_token_may_come() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.tensor([sample(LOGITS, Sampling(temperature=1.0, top_p=1.0), generator) for _ in range(20_000)])
+    shares = draws.bincount(minlength=6) / len(draws)
+    assert torch.allclose(shares, LOGITS.softmax(0), atol=4 * (0.25 / len(draws)) ** 0.5) and shares[4] > 0
+
+
+def test_a_nucleus_of_unlikely_tokens_is_found_whole() -> None:
+    """One token of a sixth and a hundred thousand alike: the candidates alone are far from the nucleus."""
+    logits = torch.cat([torch.tensor([10.0]), torch.zeros(100_000)])
+    draws = [sample(logits, Sampling(temperature=1.0, top_p=0.5), torch.Generator().manual_seed(s)) for s in range(200)]
+    assert len(set(draws)) > 90

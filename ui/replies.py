@@ -274,6 +274,7 @@ class Replies:
         """Ask every reply to stop, for the end of the app."""
         for reply in self.under_way():
             reply.cancel()
+            reply.end("cancelled")  # its reader need not wait for the model, which may be reading a long prompt
 
     def stop(self, message_id: str, person_id: int) -> None:
         """Ask a person's reply of that id, or all their replies to the question of that id, to stop."""
