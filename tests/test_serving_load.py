@@ -97,7 +97,7 @@ def test_a_crowd_of_accounts_streams_at_once_and_leaves_nothing_behind(
 ) -> None:
     tokens = [store.sessions.new_token(store.people.add(f"person-{i}").id) for i in range(PEOPLE)]
     with running_app(home, NIGHTSCHOOL_ENGINE="local", OMP_NUM_THREADS="1") as (address, process):
-        asyncio.run(gather(address, tokens, seconds / 3))
+        asyncio.run(gather(address, tokens, max(6, seconds / 3)))
         time.sleep(4)
         before = usage(process)
         crowd = asyncio.run(gather(address, tokens, seconds))
@@ -112,7 +112,7 @@ def test_a_crowd_of_accounts_streams_at_once_and_leaves_nothing_behind(
     assert set(crowd.statuses) == {200} and not crowd.errors, (crowd.statuses, crowd.errors[:3])
     assert crowd.finished > PEOPLE / 2 and crowd.hung_up > PEOPLE / 8
     assert "nightschool_replies_under_way 0.0" in metrics and ready.status_code == 200
-    # SQLite closes a thread's files late, so their number goes up and down by a dozen
+    # SQLite keeps the files of ended threads to use them again, as many as were needed at once; the first crowd opens them
     assert after[0] - before[0] < 60 and after[1] <= before[1] + 8 and after[2] <= before[2] + 20, (before, after)
     states = Counter(
         message.state
