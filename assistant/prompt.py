@@ -81,9 +81,8 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
     # nearly always the first does; else halving finds it, for a thousand short turns take seconds one by one
     found = 0 if fits(starts[0]) else bisect_left(starts, True, lo=1, key=fits)
     if found == len(starts):
-        ids = encode_prompt(tokenizer, [*system, *turns[starts[-1] :]])
         raise PromptTooLong(
-            f"The message is {len(ids):,} tokens long with its instructions, and {max_tokens:,} fit. "
+            f"The message is {len(encoded[starts[-1]]):,} tokens long with its instructions, and {max_tokens:,} fit. "
             "Shorten it and send it again."
         )
     start = starts[found]
