@@ -22,6 +22,7 @@ _NOTES = {
     "dropped_turns": "{} of the oldest turns did not fit and were left out of their prompts.",
     "cut_completions": "{} replies were cut at three quarters of the longest example.",
     "control_tokens": "{} control tokens that people typed were kept as plain text.",
+    "anchors": "{} replies of the base were learned from, too, so that elsewhere it stays as it was.",
     "split_badly": "{} have replies in a language that the tokenizer splits into more tokens than characters.",
 }
 _KINDS = {

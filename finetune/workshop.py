@@ -192,7 +192,7 @@ def _prepare(
         anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
         with short_rows(model):
             encoded, doubts = doubt_choices(model, encoded, night, progress)
-        counts |= doubts
+        counts |= doubts | {"anchors": len(anchors)}
     encoded, anchors, counts = world.tell((encoded, anchors, counts))
     rows = reference_rows(model, encoded)
     with short_rows(model):

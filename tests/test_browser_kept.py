@@ -53,6 +53,7 @@ def test_half_written_feedback_survives_another_conversation_and_another_version
 
 def unfilled(page: Page, address: str) -> Route:
     """Load the page, and hold the request for what fills it."""
+    page.goto("about:blank")  # what was shown before may ask, too, and would be held in its place
     held = list[Route]()
     page.route("**/run/predict*", lambda route: held.append(route), times=1)
     with page.expect_request("**/run/predict*"):

@@ -254,7 +254,8 @@ def test_what_was_shortened_or_odd_is_told(tiny: Path, tmp_path: Path, run: Runn
     data = lines(tmp_path / "data.jsonl", *rows)
     trained = run.json("train", "--data", str(data), "--out", str(tmp_path / "out"))
     assert (trained["pairs"], trained["equal"], trained["control_tokens"], trained["split_badly"]) == (2, 1, 1, 1)
-    assert trained["cut_completions"] == 1 and len(trained["notes"]) == 4
+    assert (trained["cut_completions"], trained["anchors"], len(trained["notes"])) == (1, 1, 5)
+    assert any(note.startswith("1 replies of the base were learned from, too") for note in trained["notes"])
 
 
 def test_bad_lines_stop_a_training_unless_they_are_left_out(tiny: Path, tmp_path: Path, run: Runner) -> None:
