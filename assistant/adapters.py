@@ -128,7 +128,8 @@ def verify_adapter(folder: Path, base_id: str | None) -> AdapterInfo:
     """
     name = folder.name[:80]
     if len(folder.name) > 80 or not (folder / MANIFEST).is_file():
-        raise AdapterMissing(f"There is no adapter {name}. List them with: python -m finetune adapters")
+        what = f"The folder {folder} holds no finished adapter" if folder.is_dir() else f"There is no adapter {name}"
+        raise AdapterMissing(f"{what}. List them with: python -m finetune adapters")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         config = json.loads((folder / CONFIG).read_text())

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypedDict
 
-from assistant.errors import GenerationFailed
+from assistant.errors import AssistantError, GenerationFailed
 
 Finish = Literal["stop", "length", "cancelled", "failed"]
 SERVER = "server:"
@@ -84,6 +84,8 @@ class Reply:
         self.text = ""
         self.finish: Finish | None = None
         self.error = ""
+        self.refusal: AssistantError | None = None
+        """Why a reply that failed was never begun: for its sender to mend, or to wait for."""
         self.prompt_tokens = 0
         self.new_tokens = 0
         self.dropped_turns = 0
@@ -99,6 +101,7 @@ class Reply:
         self._place: Place | None = None
         self._listeners: list[Callable[[], None]] = []
         self._changed = threading.Condition()
+        self._ended = threading.Event()
         self._cancelled = threading.Event()
 
     @property
@@ -148,17 +151,25 @@ class Reply:
                 self.error = error
                 self.finish = finish
             self._tell()
+        self._ended.set()
+
+    def refuse(self, error: AssistantError) -> None:
+        """Engine side: close a reply that was accepted, and turns out to be one that cannot be begun."""
+        with self._changed:
+            if self.finish is None:
+                self.refusal = error
+        self.end("failed", str(error))
 
     def wait(self, timeout_s: float | None = None) -> str:
         """Block until the reply has ended and return its text.
 
         Raises:
+            PromptTooLong, EngineBusy: it was refused after all.
             GenerationFailed: the engine met an error.
             TimeoutError: it has not ended in time.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout_s):
-                raise TimeoutError("The reply has not ended in time.")
+        if not self._ended.wait(timeout_s):  # woken once, not by every token: those are the model's time
+            raise TimeoutError("The reply has not ended in time.")
         self._raise_if_failed()
         return self.text
 
@@ -166,6 +177,7 @@ class Reply:
         """Yield the text as it comes, new part by new part.
 
         Raises:
+            PromptTooLong, EngineBusy: it was refused after all.
             GenerationFailed: the engine met an error.
         """
         seen = 0
@@ -233,7 +245,7 @@ class Reply:
 
     def _raise_if_failed(self) -> None:
         if self.finish == "failed":
-            raise GenerationFailed(self.error)
+            raise self.refusal or GenerationFailed(self.error)
 
 
 class Engine(Protocol):

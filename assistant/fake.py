@@ -75,6 +75,8 @@ class FakeEngine:
                     return reply.end("cancelled")
                 reply.grow(word if i == 0 else f" {word}")
             reply.end("stop" if len(words) <= request.sampling.max_new_tokens else "length")
+        except PromptTooLong as error:
+            reply.refuse(error)
         except GenerationFailed as error:
             reply.end("failed", str(error))
         except Exception as error:  # the edge of the engine's thread: the reply must end

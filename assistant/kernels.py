@@ -308,8 +308,9 @@ def _choice_file(cache_dir: Path, shapes: Shapes) -> Path:
 
 
 def _machine() -> str:
-    """What the compiled products are good for: this source, torch and processor."""
+    """What the compiled products are good for: this source, its flags, torch and processor."""
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
+    digest.update(" ".join(FLAGS).encode())
     digest.update(torch.__version__.encode())
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else [platform.processor()]

@@ -19,7 +19,7 @@ from contextlib import suppress
 import httpx
 
 from assistant.engine import SERVER, Engine, Finish, Message, Pulse, Reply, Request
-from assistant.errors import EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
+from assistant.errors import EngineBusy, GenerationFailed, ModelUnavailable, PromptTooLong, SettingsError
 from assistant.settings import ServerSettings
 from assistant.wire import (
     DONE,
@@ -209,6 +209,8 @@ class RemoteEngine:
         try:
             async with self._places:
                 await self._ask_until_it_fits(request, reply)
+        except PromptTooLong as error:
+            reply.refuse(error)
         except GenerationFailed as error:
             reply.end("failed", str(error))
         except httpx.TimeoutException:
@@ -223,14 +225,15 @@ class RemoteEngine:
         """Ask, and ask again without the earliest turns for as long as the server says that they do not fit.
 
         Raises:
-            GenerationFailed: the last message alone does not fit, or the server failed.
+            PromptTooLong: the last message alone does not fit.
+            GenerationFailed: the server failed.
         """
         messages = list(request.messages)
         may_load = self._load is not None and request.adapter is not None
         while not await self._ask(request, messages, reply, may_load=may_load):
             fewer = leave_out_turns(messages)
             if not fewer:
-                raise GenerationFailed(TOO_LONG)
+                raise PromptTooLong(TOO_LONG)
             reply.dropped_turns += len(messages) - len(fewer)
             messages = fewer
 

@@ -36,7 +36,7 @@ class SamplingSettings(BaseModel):
 class NightSettings(BaseModel):
     """What the nightly run trains with, and what a candidate must pass."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     min_votes: int = Field(30, ge=1)
     """Usable votes below which the night is skipped."""
     holdout_share: float = Field(0.2, gt=0, lt=1)
@@ -109,7 +109,7 @@ class NightSettings(BaseModel):
     """Whether a night's PPO may reply to prompts that its SFT and reward model learned from, too."""
     ppo_ptx_weight: float = Field(0.2, ge=0)
     """Weight of the NLL of demonstrations, anchors or texts beside PPO's loss (PPO-ptx)."""
-    anchor_share: float = Field(0.6, ge=0)
+    anchor_share: float = Field(0.6, ge=0, le=100)
     """Anchors for each example under another preset than the plain one: the base's own plain replies, which stay."""
     batch_examples: int = Field(8, ge=1)
     """Examples in one optimiser step."""

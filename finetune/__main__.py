@@ -22,7 +22,7 @@ TRAIN_HELP = (
     "rankings; gives a reward model, which scores replies and writes none)"
 )
 
-INTERRUPTED = "Interrupted; what is live has not changed."
+INTERRUPTED = "Interrupted; what is live has not changed. A training that is started again goes on where it was."
 
 
 def build_parser() -> argparse.ArgumentParser:

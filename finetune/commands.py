@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from finetune.processes import World, follow, lead, open_world
 from finetune.progress import ProgressBar
 from finetune.raters import tonights_votes
 from finetune.report import plain
+from finetune.unfinished import unfinished_beside
 
 
 def nightly(args: argparse.Namespace, world: World) -> int:
@@ -66,22 +66,22 @@ def train(args: argparse.Namespace, world: World) -> int:
         return ppo_command.train(args, settings, run_id)
     if args.reward or args.start or args.ptx:
         raise BadData("--reward, --start and --ptx belong to --method ppo. Leave them out, or add it.")
-    raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
-    votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
+    read = read_examples(args.data, skip_bad=args.skip_bad)
+    problems = read.problems
+    votes = gather(read.examples, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
     examples = select_method(votes.examples, args.method)
     if not examples:
         raise NothingToLearn(f"{args.data}: {why_nothing(votes.examples, args.method, votes.counts['ties'])}")
     if args.method == "reward":
         from finetune import reward_command
 
-        return reward_command.train(args, settings, examples, votes.counts, problems, run_id)
+        return reward_command.train(args, settings, examples, votes.counts, read, run_id)
     from assistant.loading import resolve_base
     from finetune.workshop import peak_gb, train_and_write
 
     base = resolve_base(settings)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
-        made = train_and_write(base, settings, examples, Path(folder), run_id, bar, world)
+    with unfinished_beside(args.out) as folder, ProgressBar() as bar:
+        made = train_and_write(base, settings, examples, folder, run_id, bar, world)
         if args.out.exists():
             args.out.rmdir()
         os.replace(made.adapter.folder, args.out)
@@ -89,7 +89,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     unit, seen = ("pairs", made.pairs_seen) if made.pairs else ("examples", made.examples_seen)
     counts = votes.counts | made.counts
     counts["one_sided_thumbs"] += count_one_sided(votes.examples, args.method)
-    notes = [*explain_others(votes.examples, args.method), *explain(counts)]
+    notes = [*read.notes, *explain_others(votes.examples, args.method), *explain(counts)]
     fields = {
         **counts,
         "adapter": made.adapter.id,
@@ -118,12 +118,14 @@ def evaluate(args: argparse.Namespace, world: World) -> int:
     """Examine an adapter or a reward model on a file of preferences or on the held-out votes."""
     settings = load_settings(args.home)
     problems: list[str] = []
+    notes: list[str] = []
     considered: dict[str, int] = {}
     with ExitStack() as stack:
         store = _open(settings, stack)
         if args.data is not None:
-            raw, problems = read_examples(args.data, skip_bad=args.skip_bad)
-            votes = gather(raw, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
+            read = read_examples(args.data, skip_bad=args.skip_bad)
+            problems, notes = read.problems, read.notes
+            votes = gather(read.examples, now=datetime.now(UTC), half_life_days=settings.night.half_life_days)
             considered = votes.counts
             pairs = [pair for e in votes.examples for pair in as_pairs(e)]
         else:
@@ -137,7 +139,7 @@ def evaluate(args: argparse.Namespace, world: World) -> int:
     if folder is not None and (folder / REWARD_MANIFEST).is_file():
         from finetune import reward_command
 
-        return reward_command.evaluate(args, settings, folder, pairs, considered, problems)
+        return reward_command.evaluate(args, settings, folder, pairs, considered, notes, problems)
     from assistant.loading import resolve_base
     from finetune.workshop import open_room
 
@@ -146,7 +148,7 @@ def evaluate(args: argparse.Namespace, world: World) -> int:
     with ProgressBar() as bar, open_room(base, settings, pairs, bar, world) as room:
         found = room.examine(room.load(info.folder) if info else None)
     numbers = found.numbers()
-    notes = explain(considered | room.counts)
+    notes = [*notes, *explain(considered | room.counts)]
     fields = {
         "adapter": info.id if info else "base",
         **numbers,

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from assistant.engine import Message
 from feedback_store.errors import BadInput
@@ -12,9 +12,30 @@ from finetune.errors import BadData
 from finetune.examples import Example, new_example
 
 ROLES = ("system", "user", "assistant")
+FIELDS = {
+    *("prompt", "chosen", "rejected", "completion", "label", "completions", "ranks", "none_is_good", "left", "right"),
+    *("choice", "annotator", "created_at", "id"),
+}
 
 
-def read_examples(path: Path, *, skip_bad: bool = False, bare_prompts: bool = False) -> tuple[list[Example], list[str]]:
+class FileVotes(NamedTuple):
+    """What a file of votes holds."""
+
+    examples: list[Example]
+    """In file order; a comparison without a preference is a ranking of ties."""
+    problems: list[str]
+    """One sentence a bad line."""
+    unread: list[str]
+    """The names of fields that say nothing here, a weight for example; alphabetical."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of it, in sentences."""
+        names = ", ".join(f'"{name[:40]}"' for name in self.unread[:8])
+        return [f"Fields that are not read: {names}."] if names else []
+
+
+def read_examples(path: Path, *, skip_bad: bool = False, bare_prompts: bool = False) -> FileVotes:
     """Read votes of any kind from JSON lines in the conversational format.
 
     Args:
@@ -25,15 +46,13 @@ def read_examples(path: Path, *, skip_bad: bool = False, bare_prompts: bool = Fa
         skip_bad: keep the good lines and return what was wrong with the others.
         bare_prompts: a line may hold a prompt alone, which gives an example without a completion.
 
-    Returns:
-        The examples in file order, a comparison without a preference as a ranking of ties, and one sentence a bad line.
-
     Raises:
         BadData: the file cannot be read, holds no example, or holds a bad line and skip_bad is
             false: training on half of a broken export would look like a success.
     """
     examples: list[Example] = []
     problems: list[str] = []
+    fields: set[str] = set()
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -42,7 +61,9 @@ def read_examples(path: Path, *, skip_bad: bool = False, bare_prompts: bool = Fa
         if not line.strip():
             continue
         try:
-            examples.append(_parse_line(line, number, bare_prompts))
+            row = _row(line)
+            examples.append(_example(row, number, bare_prompts))
+            fields |= row.keys()
         except BadData as error:
             problems.append(f"Line {number} of {path.name}: {error}")
     if problems and not skip_bad:
@@ -50,18 +71,22 @@ def read_examples(path: Path, *, skip_bad: bool = False, bare_prompts: bool = Fa
         raise BadData(f"{problems[0]}{more} Correct it, or leave bad lines out with --skip-bad.")
     if not examples:
         raise BadData(f"The file {path} holds no example that can be used. Give a JSONL file of votes.")
-    return examples, problems
+    return FileVotes(examples, problems, sorted(fields - FIELDS))
 
 
-def _parse_line(line: bytes, number: int, bare_prompts: bool) -> Example:
+def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadData(f"it is not JSON ({str(error)[:80] or 'too deep'}).") from error
     if not isinstance(row, dict):
         raise BadData("it is not a JSON object.")
+    return row
+
+
+def _example(row: dict[str, Any], number: int, bare_prompts: bool) -> Example:
     said = _Said(person=_text(row, "annotator"), created_at=_time(row), ids=(_text(row, "id") or f"line-{number}",))
-    prompt = _prompt(row.get("prompt"))
+    prompt = _prompt(row)
     if "completions" in row:
         return _ranking(row, prompt, said)
     if "choice" in row:
@@ -73,7 +98,8 @@ def _parse_line(line: bytes, number: int, bare_prompts: bool) -> Example:
         return new_example(prompt, (), source="file", **said)
     if "completion" not in row:
         raise BadData(
-            'it has neither "chosen" and "rejected" nor "completion", "completions" or "left", "right" and "choice".'
+            'it has neither "chosen" and "rejected" nor "completion", "completions" or "left", "right" and "choice"; '
+            "a prompt alone is for --method ppo."
         )
     text = _completion(row, "completion")
     if "label" not in row:
@@ -115,9 +141,14 @@ def _comparison(row: dict[str, Any], prompt: tuple[Message, ...], said: _Said) -
     raise BadData('"choice" is none of "left", "right", "tie" and "both-bad".')
 
 
-def _turns(value: Any, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
+def _turns(row: dict[str, Any], name: str) -> tuple[Message, ...]:
+    if name not in row:
+        raise BadData(f'there is no "{name}".')
+    value = row[name]
+    if not isinstance(value, list):
         raise BadData(f'"{name}" is not a list of messages.')
+    if not value:
+        raise BadData(f'"{name}" is empty.')
     for turn in value:
         well_formed = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
         if not well_formed:
@@ -129,8 +160,8 @@ def _turns(value: Any, name: str) -> tuple[Message, ...]:
     return tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
 
 
-def _prompt(value: Any) -> tuple[Message, ...]:
-    turns = _turns(value, "prompt")
+def _prompt(row: dict[str, Any]) -> tuple[Message, ...]:
+    turns = _turns(row, "prompt")
     if turns[-1]["role"] != "user":
         raise BadData('"prompt" does not end with a user message.')
     if any(turn["role"] == "system" for turn in turns[1:]):
@@ -139,7 +170,7 @@ def _prompt(value: Any) -> tuple[Message, ...]:
 
 
 def _completion(row: dict[str, Any], name: str) -> str:
-    turns = _turns(row.get(name), name)
+    turns = _turns(row, name)
     if len(turns) != 1 or turns[0]["role"] != "assistant":
         raise BadData(f'"{name}" is not exactly one assistant message.')
     if not turns[0]["content"].strip():

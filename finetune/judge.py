@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from assistant.engine import Engine, Message, Reply, Request, Sampling
-from assistant.errors import GenerationFailed, PromptTooLong
-from assistant.wire import TOO_LONG
+from assistant.errors import PromptTooLong
 from feedback_store import Store
 from feedback_store.ai import AiJudge, ReplyPair, share_of
 from feedback_store.ai import Reply as StoredReply
@@ -123,7 +122,7 @@ def judge_pairs(
         progress: told as pairs are done.
 
     Raises:
-        GenerationFailed: the engine failed; what was judged before is stored.
+        AssistantError: the engine failed; what was judged before is stored.
     """
     wanted = store.ai.pairs_to_judge(judge)[:limit]
     found = Judged()
@@ -161,7 +160,7 @@ def revise_replies(
         max_new_tokens: of a new reply; one that is cut off there is not used.
 
     Raises:
-        GenerationFailed: the engine failed; what was revised before is stored.
+        AssistantError: the engine failed; what was revised before is stored.
     """
     wanted = store.ai.replies_to_revise(judge)[:limit]
     found = Revised()
@@ -253,16 +252,14 @@ def _texts(replies: Sequence[Reply] | None) -> list[str] | None:
     """Wait for replies; None when a server says that the material does not fit its context.
 
     Raises:
-        GenerationFailed: the engine failed otherwise.
+        AssistantError: the engine failed otherwise.
     """
     if replies is None:
         return None
     try:
         return [reply.wait() for reply in replies]
-    except GenerationFailed as error:
-        if str(error) == TOO_LONG:
-            return None
-        raise
+    except PromptTooLong:
+        return None
 
 
 def _count(found: Judged, verdicts: Verdicts) -> Judged:

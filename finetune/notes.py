@@ -13,7 +13,7 @@ _NOTES = {
     "repeated": "{} said the same as another and count once.",
     "equal": "{} had equal texts on both sides, so nothing was preferred; left out.",
     "ties": "{} preferred nothing (ties, or both bad); left out.",
-    "contradictions": "{} times the very opposite was said, too; both stay, and their pulls cancel.",
+    "contradictions": "{} times the very opposite was said, too; both stay, and as choices they cancel.",
     "by_side": "{} are by people who choose one side whatever stands there; left out.",
     "doubted": "{} choices contradict what the other choices have in common, and count less or not at all.",
     "one_sided_thumbs": "{} thumbs all point the same way; left out, since they would push every reply that way.",

@@ -4,17 +4,16 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from assistant.loading import resolve_base
 from assistant.settings import Settings
 from finetune.errors import BadData
-from finetune.files import read_examples
+from finetune.files import FileVotes, read_examples
 from finetune.ppo_workshop import PolicyRun, train_and_write_policy
 from finetune.progress import ProgressBar
+from finetune.unfinished import unfinished_beside
 from finetune.workshop import peak_gb
 
 
@@ -31,34 +30,33 @@ def train(args: argparse.Namespace, settings: Settings, run_id: str) -> int:
     """
     if args.reward is None:
         raise BadData("PPO follows a reward model. Give one with --reward DIR; train --method reward makes it.")
-    examples, problems = read_examples(args.data, skip_bad=args.skip_bad, bare_prompts=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent) as folder, ProgressBar() as bar:
+    read = read_examples(args.data, skip_bad=args.skip_bad, bare_prompts=True)
+    with unfinished_beside(args.out) as folder, ProgressBar() as bar:
         base = resolve_base(settings)
         made = train_and_write_policy(
             base,
             settings,
-            examples,
-            [e for e in examples if e.demonstrated],
+            read.examples,
+            [e for e in read.examples if e.demonstrated],
             args.reward,
             args.start,
             args.ptx,
-            Path(folder),
+            folder,
             run_id,
             bar,
         )
         if args.out.exists():
             args.out.rmdir()
         os.replace(made.adapter.folder, args.out)
-    fields = _report(made, args, problems, settings.night.ppo_kl_limit)
-    text = "\n".join([_sentence(fields), *fields["notes"], *problems])
+    fields = _report(made, args, read, settings.night.ppo_kl_limit)
+    text = "\n".join([_sentence(fields), *fields["notes"], *read.problems])
     sys.stdout.write((json.dumps(fields, ensure_ascii=False) if args.json else text) + "\n")
     return 0
 
 
-def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_limit: float) -> dict[str, Any]:
+def _report(made: PolicyRun, args: argparse.Namespace, read: FileVotes, kl_limit: float) -> dict[str, Any]:
     """Tell of a finished training, as scripts read it."""
-    notes = []
+    notes = read.notes
     if made.trained.stopped:
         notes.append(f"The KL passed {kl_limit} nats a token again and again, so training stopped early.")
     if not made.trained.chosen:
@@ -79,7 +77,7 @@ def _report(made: PolicyRun, args: argparse.Namespace, problems: list[str], kl_l
         "kl": made.after["kl"],
         "peak_gb": round(peak_gb(), 2),
         "seconds": round(made.trained.seconds, 2),
-        "bad_lines": problems,
+        "bad_lines": read.problems,
         "notes": notes,
     }
 

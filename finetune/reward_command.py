@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 from assistant.loading import resolve_base
 from assistant.settings import Settings
 from finetune.examples import Example
+from finetune.files import FileVotes
 from finetune.notes import explain
 from finetune.progress import ProgressBar
 from finetune.reward_workshop import examine_reward, train_and_write_reward
+from finetune.unfinished import unfinished_beside
 from finetune.workshop import peak_gb
 
 
@@ -22,7 +23,7 @@ def train(
     settings: Settings,
     examples: Sequence[Example],
     counts: Mapping[str, int],
-    problems: Sequence[str],
+    read: FileVotes,
     run_id: str,
 ) -> int:
     """Train a reward model into a folder of its own.
@@ -32,18 +33,17 @@ def train(
         settings: of the home.
         examples: chosen for the method.
         counts: of what was read.
-        problems: of lines that were left out.
+        read: the file, for what is to be said of it.
         run_id: the run that makes it.
     """
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".train-", dir=args.out.parent):
+    with unfinished_beside(args.out):
         pass  # what cannot be written is told before hours of training
     with ProgressBar() as bar:
         made = train_and_write_reward(resolve_base(settings), settings, examples, args.out, run_id, bar)
     epochs, seconds = settings.night.reward_epochs, made.trained.seconds
     pairs_per_s = made.pairs * epochs / seconds
     counted = {**counts, **made.counts}
-    notes = [f"The {made.trained.centre} average zero.", *explain(counted)]
+    notes = [f"The {made.trained.centre} average zero.", *read.notes, *explain(counted)]
     fields = {
         **counted,
         "reward_model": made.id,
@@ -57,11 +57,11 @@ def train(
         "examples": len(examples),
         "centre": made.trained.centre,
         "loss": made.trained.history[-1]["loss"],
-        "bad_lines": list(problems),
+        "bad_lines": read.problems,
         "notes": notes,
     }
     text = f"{made.id} in {args.out}: {made.pairs} pairs, {pairs_per_s:.2f} a second."
-    _say(args, fields, "\n".join([text, *notes, *problems]))
+    _say(args, fields, "\n".join([text, *notes, *read.problems]))
     return 0
 
 
@@ -71,6 +71,7 @@ def evaluate(
     folder: Path,
     pairs: Sequence[Example],
     counts: Mapping[str, int],
+    said: Sequence[str],
     problems: Sequence[str],
 ) -> int:
     """Examine a reward model.
@@ -81,11 +82,12 @@ def evaluate(
         folder: the reward model's.
         pairs: held-out preference pairs.
         counts: of what was read.
+        said: of the file.
         problems: of lines that were left out.
     """
     with ProgressBar() as bar:
         found = examine_reward(resolve_base(settings), settings, pairs, folder, bar)
-    notes = explain({**counts, **found.counts})
+    notes = [*said, *explain({**counts, **found.counts})]
     fields = {
         "reward_model": found.id,
         "accuracy": found.accuracy,

@@ -8,8 +8,6 @@ reward.json                 what it belongs to, and the SHA-256 of the head and 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from assistant.errors import AdapterError, AdapterForOtherBase
 from finetune.errors import BadReward
 from finetune.lora import attach_lora
 from finetune.reward import Centre, RewardHead, RewardModel, TrainedReward
+from finetune.unfinished import unfinished_beside
 
 ADAPTER, HEAD = "adapter", "reward_head.safetensors"
 HASHED = (f"{ADAPTER}/{MANIFEST}", HEAD)
@@ -66,9 +65,9 @@ def write_reward(
         template_hash: names the chat template it was trained under.
         run_id: the run that made it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".train-", dir=folder.parent))
-    try:
+    with unfinished_beside(folder) as beside:
+        unfinished = beside / "reward"
+        unfinished.mkdir()
         adapter = write_adapter(
             unfinished,
             trained.tensors,
@@ -91,8 +90,6 @@ def write_reward(
             folder.rmdir()
         os.replace(unfinished, folder)
         return str(manifest["id"])
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_reward(folder: Path, base_id: str) -> SavedReward:

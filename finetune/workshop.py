@@ -221,7 +221,8 @@ def encode_for_training(
     if examples and not encoded:
         raise NothingToLearn(
             f"Every prompt is longer than the {max_tokens:,} tokens that fit with its reply. "
-            "Raise NIGHTSCHOOL_NIGHT__MAX_TOKENS, take a model with a longer context, or shorten the prompts."
+            "Shorten the prompts, raise NIGHTSCHOOL_NIGHT__MAX_TOKENS as far as the model's context goes, or take a "
+            "model with a longer one."
         )
     prepared, thumbs = prepare_thumbs(encoded, max_tokens, seed)
     if encoded and not prepared:

@@ -78,10 +78,15 @@ def test_an_empty_or_endless_message_is_refused(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("NIGHTSCHOOL_NIGHT__EPOCHS", "many")
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", "many"), ("beta", "inf"), ("nll_weight", "nan"), ("anchor_share", "1e9")]
+)
+def test_a_wrong_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"NIGHTSCHOOL_NIGHT__{name.upper()}", value)
     assert main(["ask", "hello"]) == 1
-    assert "night.epochs" in capsys.readouterr().err
+    assert f"night.{name}" in capsys.readouterr().err
 
 
 def test_an_unknown_setting_in_the_file_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

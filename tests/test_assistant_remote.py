@@ -15,7 +15,14 @@ from pydantic import SecretStr
 from assistant.__main__ import main
 from assistant.build import build_engine
 from assistant.engine import Message, Reply, Request, Sampling
-from assistant.errors import AssistantError, EngineBusy, GenerationFailed, ModelUnavailable, SettingsError
+from assistant.errors import (
+    AssistantError,
+    EngineBusy,
+    GenerationFailed,
+    ModelUnavailable,
+    PromptTooLong,
+    SettingsError,
+)
 from assistant.remote import RemoteEngine, server_url
 from assistant.settings import ServerSettings, load_settings
 from tests.model_server import DONE, Asked, ModelServer, chunk, event, refusal, running_server, usage
@@ -51,10 +58,10 @@ def make(server: ModelServer) -> Iterator[Make]:
         one.close()
 
 
-def error_of(engine: RemoteEngine, request: Request = HELLO) -> str:
+def error_of(engine: RemoteEngine, request: Request = HELLO, kind: type[AssistantError] = GenerationFailed) -> str:
     """Let a reply fail and return the one sentence, or two, that it fails with."""
     reply = engine.submit([request])[0]
-    with pytest.raises(GenerationFailed):
+    with pytest.raises(kind):
         reply.wait(5)
     assert reply.finish == "failed" and reply.error.endswith(".") and "\n" not in reply.error
     return reply.error
@@ -236,12 +243,12 @@ def test_turns_that_the_server_finds_too_long_are_left_out_and_counted(server: M
 @pytest.mark.parametrize("status", [400, 200])
 def test_a_message_beyond_the_servers_context_is_refused_in_words(server: ModelServer, make: Make, status: int) -> None:
     server.answer = lambda _: refusal(status, "the request exceeds the available context size, try increasing it")
-    assert "Shorten it" in error_of(make())
+    assert "Shorten it" in error_of(make(), kind=PromptTooLong)
     server.answer = lambda _: server.stream(event({"error": {"message": "greater than the context length"}}))
-    assert "Shorten it" in error_of(make())
+    assert "Shorten it" in error_of(make(), kind=PromptTooLong)
     said = {"error": {"message": "The last message has 30,000 characters.", "code": "context_length_exceeded"}}
     server.answer = lambda _: JSONResponse(said, status)
-    assert "Shorten it" in error_of(make())
+    assert "Shorten it" in error_of(make(), kind=PromptTooLong)
 
 
 @pytest.mark.parametrize(

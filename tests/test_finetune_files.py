@@ -33,7 +33,7 @@ def test_a_file_of_preferences_and_demonstrations_is_read(tmp_path: Path) -> Non
     )
     path = tmp_path / "data.jsonl"
     path.write_text(line(annotator="ana", created_at="2026-01-01T00:00:00Z", id="x") + "\n\n" + shown + "\n")
-    (first, second), problems = read_examples(path)
+    (first, second), problems, _ = read_examples(path)
     assert not problems
     assert (first.person, first.ids, first.completions) == ("ana", ("x",), ("a", "b"))
     assert second.demonstrated and second.completions == ("ho",)
@@ -42,7 +42,8 @@ def test_a_file_of_preferences_and_demonstrations_is_read(tmp_path: Path) -> Non
 BAD = {
     "{": "not JSON",
     "[1]": "not a JSON object",
-    '{"prompt": []}': '"prompt" is not a list of messages',
+    '{"prompt": []}': '"prompt" is empty',
+    '{"question": "hi"}': 'there is no "prompt"',
     line(prompt="hi"): '"prompt" is not a list of messages',
     line(prompt=[{"role": "tool", "content": "x"}]): "known role",
     line(prompt=[{"role": "assistant", "content": "x"}]): "does not end with a user message",
@@ -53,7 +54,7 @@ BAD = {
     line(created_at="0001-01-01T00:00:00+14:00"): "ISO-8601",
     line(annotator=[1]): '"annotator" is not a text',
     line(chosen=[{"role": "assistant", "content": "\ud800"}]): "surrogate",
-    '{"prompt": [{"role": "user", "content": "x"}]}': "neither",
+    '{"prompt": [{"role": "user", "content": "x"}]}': "a prompt alone is for --method ppo",
 }
 
 
@@ -64,7 +65,7 @@ def test_a_bad_line_is_named_by_number_and_reason(tmp_path: Path, bad: str, reas
     with pytest.raises(BadData) as caught:
         read_examples(path)
     assert "Line 2 of data.jsonl" in str(caught.value) and reason in str(caught.value)
-    kept, problems = read_examples(path, skip_bad=True)
+    kept, problems, _ = read_examples(path, skip_bad=True)
     assert len(kept) == 2 and len(problems) == 1
 
 
@@ -88,12 +89,12 @@ def test_a_file_of_every_kind_is_read(tmp_path: Path) -> None:
         other(completions=[said("b"), said("a"), said("c")], ranks=[3, 1, 3], none_is_good=True),
         other(left=said("a"), right=said("b"), choice="right"),
         other(left=said("a"), right=said("b"), choice="tie"),
-        other(left=said("a"), right=said("b"), choice="both-bad"),
+        other(left=said("a"), right=said("b"), choice="both-bad", weight=3, comment=""),
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    examples, problems = read_examples(tmp_path / "data.jsonl")
+    examples, problems, unread = read_examples(tmp_path / "data.jsonl")
     kinds = ["pair", "demonstration", "thumb-up", "thumb-down", "ranking", "pair", "ranking", "ranking"]
-    assert not problems and [e.judgement for e in examples] == kinds
+    assert not problems and unread == ["comment", "weight"] and [e.judgement for e in examples] == kinds
     ranked = examples[4]
     assert (ranked.completions, ranked.ranks, ranked.none_is_good) == (("a", "b", "c"), (1, 2, 2), True)
     assert examples[5].completions == ("b", "a") and examples[6].ranks == (1, 1)
@@ -108,7 +109,7 @@ BAD_OTHERS = {
     other(completions=[said("a"), said(" ")], ranks=[1, 2]): "is empty",
     other(completions=[said("a"), said("b")], ranks=[1, 2], none_is_good=1): "none_is_good",
     other(left=said("a"), right=said("b"), choice="middle"): "none of",
-    other(left=said("a"), choice="left"): '"right" is not a list',
+    other(left=said("a"), choice="left"): 'there is no "right"',
     "[" * 100_000: "not JSON",
 }
 

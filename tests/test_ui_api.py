@@ -12,9 +12,8 @@ import openai
 import pytest
 
 from assistant.engine import Request
-from assistant.errors import EngineBusy, GenerationFailed, PromptTooLong
+from assistant.errors import EngineBusy, PromptTooLong
 from assistant.fake import echo_script
-from assistant.wire import TOO_LONG
 from feedback_store.records import Message
 from tests.app_process import running_app
 from tests.browser_support import eventually
@@ -243,7 +242,7 @@ def test_a_reply_that_fails_says_so_whole_and_streamed(opened: Opened, world: Wo
 
 def test_what_a_server_behind_finds_too_long_is_the_callers_to_mend(world: World, client: openai.OpenAI) -> None:
     def script(_: Request) -> str:
-        raise GenerationFailed(TOO_LONG)
+        raise PromptTooLong("Shorten it.")
 
     world.engine.script = script
     with pytest.raises(openai.BadRequestError, match="Shorten it") as caught:

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from assistant.engine import SERVER, Reply, Sampling
 from assistant.errors import AssistantError, EngineBusy, PromptTooLong
 from assistant.settings import Settings
-from assistant.wire import OVERFLOW, TOO_LONG
+from assistant.wire import OVERFLOW
 from feedback_store import Store
 from feedback_store.checks import check_text
 from feedback_store.errors import BadInput, NotYours, StoreError
@@ -233,9 +233,18 @@ async def _streamed(
 
 def _why(reply: Reply) -> tuple[int, str, str | None]:
     """The status, sentence and code of a reply that failed or was stopped."""
-    if reply.error == TOO_LONG:
-        return 400, TOO_LONG, OVERFLOW
+    if reply.refusal:
+        return _refused(reply.refusal)
     return 500, reply.error or "The reply was stopped; ask again.", None
+
+
+def _refused(error: AssistantError) -> tuple[int, str, str | None]:
+    """The status, sentence and code of what the engine does not begin."""
+    if isinstance(error, EngineBusy):
+        return 503, str(error), "overloaded"
+    if isinstance(error, PromptTooLong):
+        return 400, str(error), OVERFLOW
+    return 500, str(error), None
 
 
 def _usage(drafts: list[Draft]) -> dict[str, int]:
@@ -275,12 +284,8 @@ def _answered(handler: Handler) -> Handler:
         except TooManyReplies:
             said = "As many replies as one account may have are under way; wait for one to end."
             return _error(429, said, "rate_limit_exceeded")
-        except EngineBusy as error:
-            return _error(503, str(error), "overloaded")
-        except PromptTooLong as error:
-            return _error(400, str(error), OVERFLOW, "messages")
         except AssistantError as error:
-            return _error(500, str(error), None)
+            return _error(*_refused(error))
         except NotYours:
             return _error(404, "You have received no such reply; name the id of one.", None, "message_id")
         except BadInput as error:

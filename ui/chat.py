@@ -228,6 +228,8 @@ class ChatDesk:
 
     def _told(self, draft: Draft) -> str:
         reply = draft.reply
+        if reply.refusal:
+            return self._texts.error(reply.refusal)
         if reply.finish == "failed":
             return self._texts.failed_reply
         if reply.dropped_turns:

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from assistant.engine import Engine, Finish, Place, Reply, Request
-from assistant.errors import AssistantError, GenerationFailed
+from assistant.engine import Engine, Place, Reply, Request
+from assistant.errors import AssistantError
 
 LOOK_S: Final = 0.1
 """How soon a reply that waits hears that nobody wants it any more."""
@@ -42,10 +42,12 @@ class WaitingReply(Reply):
         self.control_tokens = source.control_tokens
         if self.cancelled:
             source.cancel()
-        with contextlib.suppress(GenerationFailed):  # told by `finish` and `error`
+        with contextlib.suppress(AssistantError):  # told by `finish` and `error`
             for piece in source.pieces():
                 self.grow(piece, tokens=0)
         self.new_tokens = source.new_tokens
+        if source.refusal:
+            self.refuse(source.refusal)
         self.end(source.finish or "failed", source.error)
 
 
@@ -69,15 +71,14 @@ def _begin_later(
         if all(reply.cancelled for reply in waiting):
             break
     if all(reply.cancelled for reply in waiting):
-        return _end_all(waiting, "cancelled")
+        for reply in waiting:
+            reply.end("cancelled")
+        return
     try:
         begun = engine.submit(requests)
     except AssistantError as error:
-        return _end_all(waiting, "failed", str(error))
+        for reply in waiting:
+            reply.refuse(error)
+        return
     for reply, source in zip(waiting, begun, strict=True):
         threading.Thread(target=reply.follow, args=(source,), daemon=True).start()
-
-
-def _end_all(waiting: list[WaitingReply], finish: Finish, error: str = "") -> None:
-    for reply in waiting:
-        reply.end(finish, error)
