@@ -247,7 +247,7 @@ def test_what_a_server_behind_finds_too_long_is_the_callers_to_mend(world: World
     world.engine.script = script
     with pytest.raises(openai.BadRequestError, match="Shorten it") as caught:
         client.chat.completions.create(model="live", messages=HELLO)
-    assert caught.value.code == "context_length_exceeded"
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
 def test_what_asks_for_nothing_is_taken(opened: Opened) -> None:

@@ -46,6 +46,8 @@ POLL_S: Final = 0.02
 WHOLE: Final = ("stop", "length")
 """How a reply ends that neither failed nor was stopped; clients know them by the same words."""
 Handler = Callable[[Request], Awaitable[Response]]
+Told = tuple[int, str, str | None, str | None]
+"""Status, sentence, code and parameter of an error."""
 
 
 def add_api_routes(app: FastAPI, replies: Replies, store: Store, settings: Settings, base_id: str) -> None:
@@ -231,20 +233,20 @@ async def _streamed(
     yield event("[DONE]")
 
 
-def _why(reply: Reply) -> tuple[int, str, str | None]:
-    """The status, sentence and code of a reply that failed or was stopped."""
+def _why(reply: Reply) -> Told:
+    """What is told of a reply that failed or was stopped."""
     if reply.refusal:
         return _refused(reply.refusal)
-    return 500, reply.error or "The reply was stopped; ask again.", None
+    return 500, reply.error or "The reply was stopped; ask again.", None, None
 
 
-def _refused(error: AssistantError) -> tuple[int, str, str | None]:
-    """The status, sentence and code of what the engine does not begin."""
+def _refused(error: AssistantError) -> Told:
+    """What is told of what the engine does not begin."""
     if isinstance(error, EngineBusy):
-        return 503, str(error), "overloaded"
+        return 503, str(error), "overloaded", None
     if isinstance(error, PromptTooLong):
-        return 400, str(error), OVERFLOW
-    return 500, str(error), None
+        return 400, str(error), OVERFLOW, "messages"
+    return 500, str(error), None, None
 
 
 def _usage(drafts: list[Draft]) -> dict[str, int]:
