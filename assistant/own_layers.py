@@ -17,7 +17,7 @@ from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from assistant.lora import AdaptedLinear, AdapterBank
-from assistant.quantize import EIGHT_BIT_ACTIVATIONS, UNLIMITED, Int4Linear, Int8Head
+from assistant.quantize import EIGHT_BIT_ACTIVATIONS, HEAD_ROWS, UNLIMITED, Int4Linear, Int8Head
 from assistant.rows import Rows, window
 
 LANES = 8
@@ -62,24 +62,38 @@ class OwnDecoder(nn.Module):
         """Compute what lies behind the last layer's norm, (rows, new tokens, hidden)."""
         if input_ids is None or not self.takes(input_ids, past_key_values):
             return super().forward(input_ids, attention_mask, position_ids, past_key_values, **others)
+        y = self._decode(input_ids, position_ids, past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=y, past_key_values=past_key_values)
+
+    def next_logits(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, head: Any) -> Tensor:
+        """Compute what the head makes of the last new token of each row, (rows, vocabulary)."""
+        if isinstance(head, Int8Head) and head.own and head.bias is None and len(input_ids) <= HEAD_ROWS:
+            return self._decode(input_ids, position_ids, rows, head.quantised, head.scales)
+        logits: Tensor = head(self._decode(input_ids, position_ids, rows)[:, -1])
+        return logits
+
+    def _decode(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, *head: Tensor) -> Tensor:
         x = self.embed_tokens(input_ids)
         attention = self.layers[0].self_attn
-        like = x.new_empty(1, self.linears[1].out_features // attention.head_dim, 1, attention.head_dim)
-        held = [past_key_values.held(number, like, like) for number in range(len(self.layers))]
-        y = torch.ops.nightschool.decode(
+        if len(rows.layers) < len(self.layers):
+            like = x.new_empty(1, self.linears[1].out_features // attention.head_dim, 1, attention.head_dim)
+            for number in range(len(self.layers)):
+                rows.held(number, like, like)
+        y: Tensor = torch.ops.nightschool.decode(
             x,
             self.weights,
             self.biases,
             self._changes(),
             self.norms,
-            *self._turns(x, position_ids, past_key_values.room[1]),
-            [layer.keys for layer in held],
-            [layer.values for layer in held],
-            past_key_values.ends,
+            *self._turns(x, position_ids, rows.room[1]),
+            [layer.keys for layer in rows.layers],
+            [layer.values for layer in rows.layers],
+            rows.ends,
             attention.scaling,
             self.norm.variance_epsilon,
+            *(head or NOTHING),
         )
-        return BaseModelOutputWithPast(last_hidden_state=y, past_key_values=past_key_values)
+        return y
 
     def _turns(self, x: Tensor, positions: Tensor, room: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each new token (rows, new, width): looked up where a position's never change."""

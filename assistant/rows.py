@@ -172,12 +172,12 @@ class Rows(Cache):
         before = torch.tensor(self.lengths, device=ids.device)[:, None]
         self.ends, self.numbers = before[:, 0], torch.arange(len(self.lengths), device=ids.device)
         positions = before + torch.arange(new, device=ids.device)
-        asked = {"input_ids": ids, "position_ids": positions, "past_key_values": self}
-        takes = getattr(model.base_model, "takes", None)
+        decoder: Any = model.base_model
         logits: Tensor
-        if takes and takes(ids, self):  # an OwnDecoder knows what a token sees, and its head is all of the rest
-            logits = model.get_output_embeddings()(model.base_model(**asked).last_hidden_state[:, -1])
+        if hasattr(decoder, "takes") and decoder.takes(ids, self):  # an OwnDecoder knows what a token sees
+            logits = decoder.next_logits(ids, positions, self, model.get_output_embeddings())
         else:
+            asked = {"input_ids": ids, "position_ids": positions, "past_key_values": self}
             logits = model(**asked, attention_mask=self._mask(model, positions), logits_to_keep=1).logits[:, -1]
         self.lengths = [length + new for length in self.lengths]
         return logits

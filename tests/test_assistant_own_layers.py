@@ -88,19 +88,27 @@ def attention_in_float32(query: Tensor, *others: Tensor, attn_mask: Tensor | Non
 
 
 def compare_decoder(model: PreTrainedModel) -> list[float]:
-    """Note how far, relatively, what the decoder gives from now on is from what transformers makes of the same."""
+    """Note how far, relatively, what the decoder gives from now on is from what transformers makes of the same.
+
+    The logits with the head in the same operator are those of the head alone, bit for bit.
+    """
     apart: list[float] = []
+    decoder: Any = model.base_model
+    next_logits = decoder.next_logits
 
-    def compare(decoder: Any, args: Any, kwargs: Any, given: Any) -> None:
+    def compare(ids: Tensor, positions: Tensor, rows: Rows, head: Any) -> Tensor:
+        asked = {"input_ids": ids, "position_ids": positions, "past_key_values": rows}
+        given = decoder.forward(**asked).last_hidden_state
         decoder.few_rows = 0  # its products stay the same
-        mask = kwargs["past_key_values"]._mask(model, kwargs["position_ids"])
         with patch("torch.nn.functional.scaled_dot_product_attention", attention_in_float32):
-            expected = decoder.forward(*args, **kwargs | {"attention_mask": mask})
+            expected = decoder.forward(**asked, attention_mask=rows._mask(model, positions)).last_hidden_state
         decoder.few_rows = UNLIMITED
-        one, other = (output.last_hidden_state.float() for output in (given, expected))
-        apart.append(float((one - other).norm() / other.norm()))
+        apart.append(float((given.float() - expected.float()).norm() / expected.float().norm()))
+        logits: Tensor = next_logits(ids, positions, rows, head)
+        assert torch.equal(logits, head(given[:, -1]))
+        return logits
 
-    model.base_model.register_forward_hook(compare, with_kwargs=True)
+    decoder.next_logits = compare
     return apart
 
 

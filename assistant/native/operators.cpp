@@ -158,15 +158,20 @@ struct Decoder {
 // All layers of a decoder and the norm behind them: norm, attention, norm and gated MLP with silu in each.
 // x (rows, new, hidden) bf16; of each layer 7 weights (query, key, value, output, gate, up, down), and biases, and 2 norms;
 // cosine and sine (rows, new, width) bf16; keys and values of each layer (room for rows, key heads, room for tokens, width)
-// bf16; lengths (rows) int64 before the new tokens -> (rows, new, hidden) bf16
+// bf16; lengths (rows) int64 before the new tokens -> (rows, new, hidden) bf16; with a head, of which a longer piece is for one
+// row, the logits behind the last new token of each row (rows, vocabulary) bf16
 at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& biases, const Maybes& changes,
                   const Tensors& norms, const at::Tensor& cosine, const at::Tensor& sine, const Tensors& keys,
-                  const Tensors& values, const at::Tensor& lengths, double scale, double epsilon) {
+                  const Tensors& values, const at::Tensor& lengths, double scale, double epsilon,
+                  const std::optional<at::Tensor>& head_weight, const std::optional<at::Tensor>& head_scales) {
   TORCH_CHECK(x.dim() == 3, "x must be (rows, new, hidden)");
   const Decoder decoder(x, weights, biases, changes, norms, cosine, sine, keys, values, lengths);
   const Sizes& size = decoder.size;
   const int64_t hidden = decoder.hidden, attended = decoder.attended, between = decoder.between, each = size.each();
-  auto y = at::empty_like(x);
+  std::optional<Head> head;
+  if (head_weight && head_scales) head.emplace(*head_weight, *head_scales);
+  TORCH_CHECK(!head || (head->inner == hidden && (size.rows == 1 || size.news == 1)), "the head must fit the decoder");
+  auto y = head ? at::empty({size.rows, head->out}, x.options()) : at::empty_like(x);
   auto* result = write(y);
   const auto *from = read(x), *c = read(cosine), *s = read(sine);
   std::vector<uint16_t> sum(from, from + each * hidden), answer(each * attended);
@@ -176,6 +181,7 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
   std::vector<float> low(each * decoder.lows);
   const bool few = each <= FEW;
   std::vector<Inputs> inputs(few ? most_threads() : 1, Inputs(each, hidden, attended, between));
+  std::vector<Activations> last(head ? inputs.size() : 0, Activations(size.rows, hidden));
   const int64_t longest = *std::max_element(size.before, size.before + size.rows) + size.news;
   std::vector<Scratch> scratch(most_threads(), Scratch(size.width, longest));
   gather([&](Team& team) {
@@ -217,7 +223,14 @@ at::Tensor decode(const at::Tensor& x, const Tensors& weights, const Maybes& bia
       });
       apply(layer.closed, mine.wide, mine.mixed.data(), true);
     }
-    norm(team, sum.data(), read(norms.back()), static_cast<float>(epsilon), each, hidden, result);
+    if (!head) return norm(team, sum.data(), read(norms.back()), static_cast<float>(epsilon), each, hidden, result);
+    Activations& asked = last[few ? team.number : 0];
+    prepare([&](auto& who) {
+      const auto* ends = sum.data() + (each - size.rows) * hidden;
+      norm(who, ends, read(norms.back()), static_cast<float>(epsilon), size.rows, hidden, mine.normed.data());
+      asked.take(who, mine.normed.data());
+    });
+    head->multiply(team, asked, result);
   });
   return y;
 }
@@ -230,7 +243,8 @@ TORCH_LIBRARY(nightschool, library) {
   library.def("add_low_rank(Tensor(a!) y, Tensor x, Tensor a, Tensor b, Tensor? rows) -> ()");
   library.def(
       "decode(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor?[] changes, Tensor[] norms, Tensor cosine, Tensor sine, "
-      "Tensor(a!)[] keys, Tensor(b!)[] values, Tensor lengths, float scale, float epsilon) -> Tensor");
+      "Tensor(a!)[] keys, Tensor(b!)[] values, Tensor lengths, float scale, float epsilon, Tensor? head, "
+      "Tensor? head_scales) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(nightschool, CPU, library) {

@@ -224,25 +224,42 @@ at::Tensor like(const at::Tensor& x, int64_t out) {
   return at::empty(sizes, x.options());
 }
 
-// x (…, in) bf16, weight (out, in) int8, scales (out) bf16 -> (…, out) bf16
-at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
-  TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be (out, in)");
-  const int64_t out = weight.size(0);
-  TORCH_CHECK(is_plain(scales) && scales.numel() == out, "scales must be (out,)");
-  check(x, weight.size(1), out);
-  auto y = like(x, out);
-  const auto *from = read(x), *scale = read(scales);
-  const auto* eights = weight.const_data_ptr<int8_t>();
-  auto* to = write(y);
-  Activations rounded(x.numel() / x.size(-1), x.size(-1));
-  gather([&](Team& team) {
-    rounded.take(team, from);
-    for_blocks(team, rounded, out / LANES, LANES, [&](int64_t count, int64_t row, int64_t eight) {
+// A head with a weight of 8 bits (out, in) and scales (out).
+struct Head {
+  const int8_t* weight;
+  const uint16_t* scales;
+  int64_t inner, out;
+
+  Head(const at::Tensor& w, const at::Tensor& s) {
+    TORCH_CHECK(w.dim() == 2 && w.is_contiguous(), "weight must be (out, in)");
+    inner = w.size(1), out = w.size(0);
+    TORCH_CHECK(is_plain(s) && s.numel() == out, "scales must be (out,)");
+    TORCH_CHECK(inner && inner % GROUP == 0 && out % LANES == 0, "in must be a multiple of 32, out of 8");
+    weight = w.const_data_ptr<int8_t>(), scales = read(s);
+  }
+
+  // y (rows, out) of x (rows, in)
+  void multiply(Team& team, const Activations& x, uint16_t* y) const {
+    for_blocks(team, x, out / LANES, LANES, [&](int64_t count, int64_t row, int64_t eight) {
       const int64_t first = eight * LANES;
       float values[ROWS][LANES];
-      for_count<ROWS>(count, [&]<int R>() { outputs8<R>(rounded, row, eights + first * rounded.inner, scale + first, values); });
-      for (int64_t r = 0; r < count; ++r) narrow8(_mm256_loadu_ps(values[r]), to + (row + r) * out + first);
+      for_count<ROWS>(count, [&]<int R>() { outputs8<R>(x, row, weight + first * inner, scales + first, values); });
+      for (int64_t r = 0; r < count; ++r) narrow8(_mm256_loadu_ps(values[r]), y + (row + r) * out + first);
     });
+  }
+};
+
+// x (…, in) bf16, weight (out, in) int8, scales (out) bf16 -> (…, out) bf16
+at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
+  const Head head(weight, scales);
+  check(x, head.inner, head.out);
+  auto y = like(x, head.out);
+  const auto* from = read(x);
+  auto* to = write(y);
+  Activations rounded(x.numel() / head.inner, head.inner);
+  gather([&](Team& team) {
+    rounded.take(team, from);
+    head.multiply(team, rounded, to);
   });
   return y;
 }
