@@ -158,7 +158,7 @@ class Reply:
         with self._changed:
             if self.finish is None:
                 self.refusal = error
-        self.end("failed", str(error))
+            self.end("failed", str(error))
 
     def wait(self, timeout_s: float | None = None) -> str:
         """Block until the reply has ended and return its text.

@@ -120,7 +120,8 @@ def test_what_the_engine_refuses_when_its_turn_comes_ends_as_failed_and_says_why
         slow.engine.max_chars = 0
         await first.aclose()
         ended = await last_of(second)
-        assert (ended.path[-1].state, "longer than the model's context" in ended.notice) == ("failed", True)
+        why = "The message is longer than the model's context. Shorten it and send it again."
+        assert (ended.path[-1].state, ended.notice) == ("failed", why)
 
     asyncio.run(play_it())
 

@@ -213,9 +213,12 @@ void for_blocks(Team& team, const Activations& x, int64_t blocks, int64_t size, 
   });
 }
 
-void check(const at::Tensor& x, int64_t inner, int64_t out) {
-  TORCH_CHECK(x.dim() && is_plain(x) && x.size(-1) == inner, "x must be (…, in), contiguous, in bf16");
+void check(int64_t inner, int64_t out) {
   TORCH_CHECK(inner && inner % GROUP == 0 && out % LANES == 0, "in must be a multiple of 32, out of 8");
+}
+
+void check(const at::Tensor& x, int64_t inner) {
+  TORCH_CHECK(x.dim() && is_plain(x) && x.size(-1) == inner, "x must be (…, in), contiguous, in bf16");
 }
 
 at::Tensor like(const at::Tensor& x, int64_t out) {
@@ -234,7 +237,7 @@ struct Head {
     TORCH_CHECK(w.dim() == 2 && w.is_contiguous(), "weight must be (out, in)");
     inner = w.size(1), out = w.size(0);
     TORCH_CHECK(is_plain(s) && s.numel() == out, "scales must be (out,)");
-    TORCH_CHECK(inner && inner % GROUP == 0 && out % LANES == 0, "in must be a multiple of 32, out of 8");
+    check(inner, out);
     weight = w.const_data_ptr<int8_t>(), scales = read(s);
   }
 
@@ -252,7 +255,7 @@ struct Head {
 // x (…, in) bf16, weight (out, in) int8, scales (out) bf16 -> (…, out) bf16
 at::Tensor linear8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
   const Head head(weight, scales);
-  check(x, head.inner, head.out);
+  check(x, head.inner);
   auto y = like(x, head.out);
   const auto* from = read(x);
   auto* to = write(y);
@@ -383,7 +386,8 @@ at::Tensor linear4(const at::Tensor& x, const at::Tensor& levels, const at::Tens
   Linears linears;
   linears.add(Linear(levels, scales, zeros));
   const Linear& layer = linears.layers[0];
-  check(x, layer.inner, layer.out);
+  check(x, layer.inner);
+  check(layer.inner, layer.out);
   auto y = like(x, layer.out);
   const auto* from = read(x);
   auto* to = write(y);
