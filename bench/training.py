@@ -2,9 +2,9 @@
 
 Each contender trains in a process of its own, from the loaded model to the trained adapter, reference pass included,
 and TRL in an environment of its own, which `make bench` builds. Equal work is equal, and checked first: the same
-tokens, steps, learning rates and starting adapter, and in float32, on the first pairs, losses that agree within one
-percent at every step. In bf16 each contender rounds in its own way, which moves the loss of a step of eight pairs by
-more than that; the table shows how far. TRL is measured tuned (trl_dpo.py), with the best of several batch sizes, and
+tokens, steps, learning rates and starting adapter, and in float32 losses that agree within one percent at every step.
+In bf16 each contender rounds in its own way, which moves the loss of a step of eight pairs by more than that; the table
+shows how far. TRL is measured tuned (trl_dpo.py), with the best of several batch sizes, and
 with its defaults; it takes the pairs of a step sorted by length, which changes no gradient and saves it padding. Prints
 a Markdown table, or one JSON object.
 
@@ -47,8 +47,6 @@ from bench.pairs import find_file, make_pairs, make_rankings, read_pairs
 
 TOLERANCE = 0.01
 """How far two losses may lie apart, relatively."""
-EXACT_STEPS = 3
-"""Steps that are trained in float32 first, which takes several times as long; at the first one every loss is log 2."""
 RANKINGS_A_STEP = 4
 """24 pairs."""
 NIGHT = NightSettings(
@@ -82,7 +80,7 @@ class Found:
     data: str
     results: tuple[Result, ...]
     exact: tuple[Result, ...]
-    """Ours and TRL's, tuned and with its defaults, in float32."""
+    """Ours and TRL's, in float32."""
     heldout: Heldout | None
 
 
@@ -113,6 +111,19 @@ def require_equal(results: Sequence[Result]) -> list[Result]:
         if result.apart > TOLERANCE:
             raise NotEqual(f"The losses of {result.contender} are {result.apart:.1%} from ours on the {result.work}.")
     return compared
+
+
+def train_exactly(
+    bench: Bench, work: Work, night: NightSettings, batch: int, tuned: Sequence[bool] = (True,)
+) -> list[Result]:
+    """Train in float32, where equal work gives equal losses, here and with TRL, tuned or not.
+
+    Raises:
+        NotEqual: it does not.
+    """
+    ours = train_ours(bench, work, night, exact=True)
+    theirs = [train_theirs(bench, work, night, batch, tuned=tuned, exact=True) for tuned in tuned]
+    return require_equal([ours, *theirs])
 
 
 def contest(bench: Bench, work: Work, night: NightSettings, batches: Sequence[int]) -> list[Result]:
@@ -161,15 +172,13 @@ def measure(args: argparse.Namespace) -> Found:
         write_start(base, night, start)
         bench = Bench(base, Path(folder), args.rival_python, args.threads, start)
         exact, results, examined, best = [], [], None, args.batches[0]
-        if "pairs" in args.works:
-            first = plan(base, "pairs in float32", pairs[: EXACT_STEPS * night.batch_examples], night)
-            exact = require_equal(
-                [
-                    train_ours(bench, first, night, exact=True),
-                    train_theirs(bench, first, night, args.batches[0], exact=True),
-                    train_theirs(bench, first, night, args.batches[0], tuned=False, exact=True),
-                ]
+        if "exact" in args.works:
+            exact = train_exactly(
+                bench, plan(base, "pairs in float32", pairs, night), night, args.batches[0], (True, False)
             )
+            work = plan(base, "rankings in float32", ranked, by_ranking)
+            exact += train_exactly(bench, work, by_ranking, args.batches[0])
+        if "pairs" in args.works:
             results = contest(bench, plan(base, "pairs", pairs, night), night, args.batches)
             best = int(results[2].contender.rpartition(" ")[2])
             ours, theirs = Path(results[0].adapter) / TENSORS, Path(results[2].adapter)
@@ -195,14 +204,14 @@ def report_lines(found: Found) -> list[str]:
     lines = [
         f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, torch {machine.torch}. {found.data}.",
         "",
-        *table(found.results),
+        *(table(found.results) if found.results else []),
         "",
     ]
     if found.exact:
         apart = max(result.apart for result in found.exact)
         lines.append(
-            "Same tokens, steps, learning rates and starting adapter. In float32 the losses of steps are at most "
-            f"{apart:.3%} apart; where bf16 is used, everybody rounds in their own way."
+            "Same tokens, steps, learning rates and starting adapter. In float32 the losses are at most "
+            f"{apart:.3%} apart at every step; where bf16 is used, everybody rounds in their own way."
         )
     first = {result.work: result for result in found.results if result.contender == OURS}
     saved = [(r.work, r.per_s / first[r.work].per_s) for r in found.results if r.contender == AGAIN]
@@ -223,7 +232,8 @@ def main() -> None:
         "--data", type=Path, default=None, help="an hh-rlhf file; else where NIGHTSCHOOL_TEST_DATA says"
     )
     parser.add_argument("--pairs", type=int, default=64, help="that are trained on")
-    parser.add_argument("--works", nargs="+", choices=["pairs", "rankings"], default=["pairs", "rankings"])
+    works = ["exact", "pairs", "rankings"]
+    parser.add_argument("--works", nargs="+", choices=works, default=works, help="exact compares losses in float32")
     parser.add_argument("--rankings", type=int, default=16, help="of four replies each")
     parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt with a reply")
     parser.add_argument("--heldout", type=int, default=0, help="pairs that both adapters are examined on")

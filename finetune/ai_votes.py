@@ -42,8 +42,8 @@ def add_ai_votes(
     judged = {_regardless_of_order(example) for example in votes.examples}
     said = [example for example in _stored(store) if _regardless_of_order(example) not in judged]
     gathered = gather(said, now=now, half_life_days=limits.half_life_days)
-    sure = {example.key: example.weight for example in said}
-    weighed = [replace(example, weight=example.weight * sure[example.key]) for example in gathered.examples]
+    sure = {example.said: example.weight for example in sorted(said, key=lambda e: e.created_at)}
+    weighed = [replace(example, weight=example.weight * sure[example.said]) for example in gathered.examples]
     kept_apart = leak_names((*data.split.heldout, *data.split.aside))
     fit = [e for e in weighed if e.person not in data.split.people and leak_names([e]).isdisjoint(kept_apart)]
     people_weight = sum(example.weight for example in data.train)

@@ -6,10 +6,10 @@ the bare base under the plain preset: half to prompts that the project ships, ha
 where they were voted on under another preset, so that the preset is what makes the difference. Imitating
 the base's samples is a sample estimate of KL(base || adapter).
 
-A reply is a function of the base and its prompt, generated once and kept in the cache until a night has no use
-for it: what an erased person's words brought forth goes with the next night. A prompt that was voted on under the
-plain preset is no anchor: there the votes decide. And votes under the plain preset bring no anchors: these would hold
-back what people ask of plain replies.
+A reply is sampled once, with a seed of its prompt's, and kept in the cache until a night has no use for it (in bf16 its
+last bits may depend on what was sampled beside it): what an erased person's words brought forth goes with the next
+night. A prompt that was voted on under the plain preset is no anchor: there the votes decide. And votes under the plain
+preset bring no anchors: these would hold back what people ask of plain replies.
 """
 
 import hashlib

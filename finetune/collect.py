@@ -70,15 +70,15 @@ def collect_votes(store: Store, *, now: datetime, half_life_days: float) -> Vote
 def gather(raw: Iterable[Example], *, now: datetime, half_life_days: float) -> Votes:
     """Drop repetitions and what prefers nothing, weigh by age, and join a rewrite's pair with its demonstration.
 
-    Of identical examples the newest counts. Ages are whole days, so that a night repeated on the
-    same day is the same night.
+    Of identical examples of one person the newest counts; several people who say the same each count. Ages are whole
+    days, so that a night repeated on the same day is the same night.
 
     Args:
         raw: examples of weight 1, in any order.
         now: the moment that ages are counted from, UTC.
         half_life_days: a vote this old weighs half.
     """
-    newest: dict[str, Example] = {}
+    newest: dict[tuple[str, str], Example] = {}
     equal = ties = seen = 0
     for example in raw:
         seen += 1
@@ -88,9 +88,9 @@ def gather(raw: Iterable[Example], *, now: datetime, half_life_days: float) -> V
         if example.judgement == "ranking" and len(set(example.ranks)) < 2:
             ties += 1
             continue
-        known = newest.get(example.key)
+        known = newest.get(example.said)
         if known is None or example.created_at > known.created_at:
-            newest[example.key] = example
+            newest[example.said] = example
     weighed = [replace(e, weight=_recency(e.created_at, now, half_life_days)) for e in newest.values()]
     examples = _join_demonstrations(weighed)
     counts = {
@@ -107,7 +107,7 @@ def gather(raw: Iterable[Example], *, now: datetime, half_life_days: float) -> V
         "people": len({e.person for e in examples}),
         "conversations": len({(e.person, e.conversation) for e in examples}),
     }
-    return Votes(tuple(sorted(examples, key=lambda e: e.key)), counts)
+    return Votes(tuple(sorted(examples, key=lambda e: (e.key, e.person))), counts)
 
 
 def divide_votes(votes: Votes, method: Method, share: float, seed: int) -> NightData:
@@ -188,24 +188,25 @@ def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
 
 def _join_demonstrations(examples: Sequence[Example]) -> list[Example]:
     """Let a pair whose chosen text somebody wrote carry the demonstration: the text is computed once, not twice."""
-    written = {e.key: e for e in examples if e.judgement == "demonstration"}
-    carried: set[str] = set()
+    written = {e.said: e for e in examples if e.judgement == "demonstration"}
+    carried: set[tuple[str, str]] = set()
     joined: list[Example] = []
     for example in (e for e in examples if e.is_pair):
-        key = content_key(example.prompt, example.completions[:1])
-        if key in written and key not in carried:
-            carried.add(key)
+        said = example.person, content_key(example.prompt, example.completions[:1])
+        if said in written and said not in carried:
+            carried.add(said)
             example = replace(example, demonstrated=True)
         joined.append(example)
     others = [e for e in examples if e.thumb is not None or e.ranks]
-    return joined + [e for key, e in written.items() if key not in carried] + others
+    return joined + [e for said, e in written.items() if said not in carried] + others
 
 
 def _contradictions(examples: Sequence[Example]) -> int:
     """Count the pairs and thumbs whose very opposite was also said; both stay, and their pulls cancel."""
-    keys = {e.key for e in examples}
-    pairs = sum(e.is_pair and content_key(e.prompt, reversed(e.completions)) in keys for e in examples)
-    thumbs = sum(e.thumb is not None and content_key(e.prompt, e.completions, not e.thumb) in keys for e in examples)
+    said = {e.key: e for e in examples}
+    distinct = said.values()
+    pairs = sum(e.is_pair and content_key(e.prompt, reversed(e.completions)) in said for e in distinct)
+    thumbs = sum(e.thumb is not None and content_key(e.prompt, e.completions, not e.thumb) in said for e in distinct)
     return pairs // 2 + thumbs // 2
 
 

@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     if args.method == "reward":
         from finetune import reward_command
 
-        return reward_command.train(args, settings, examples, votes.counts, read, run_id)
+        return reward_command.train(args, settings, votes, read, run_id)
     from assistant.loading import resolve_base
     from finetune.workshop import peak_gb, train_and_write
 

@@ -165,9 +165,14 @@ def is_flawed(text: str) -> bool:
     return bool(re.search(r"(.{12,}?)\1{3,}.{0,40}$", bare) or re.search(r"(\S{1,20}\s?)\1{7,}\S{0,20}$", bare))
 
 
+def served_form(served: ServedModel) -> str:
+    """Name all that decides how a served model rounds."""
+    return f"{served.numeric_form}, {served.products} products"
+
+
 def served_cache(cache_dir: Path, served: ServedModel, template: str) -> LogpCache:
     """Open the cache of the base's scores in the form it is served in."""
-    return LogpCache(cache_dir, served.base_id, f"served {served.numeric_form}, {served.products} products", template)
+    return LogpCache(cache_dir, served.base_id, f"served {served_form(served)}", template)
 
 
 def _win(difference: float) -> float:

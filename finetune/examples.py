@@ -45,6 +45,11 @@ class Example:
     """Probability that the judgement was a slip; None is the setting label_smoothing."""
 
     @property
+    def said(self) -> tuple[str, str]:
+        """Who said what: of one person the same counts once."""
+        return self.person, self.key
+
+    @property
     def judgement(self) -> Judgement:
         """What somebody said."""
         if self.thumb is not None:
@@ -143,12 +148,11 @@ def as_pairs(example: Example) -> list[Example]:
 
 
 def data_hash(train: Sequence[Example], heldout: Sequence[Example]) -> str:
-    """Name a night's data: texts, weights and which side of the split each example is on."""
+    """Name a night's data: texts, weights, sources and which side of the split each example is on."""
     digest = hashlib.sha256()
     for part, examples in (("train", train), ("heldout", heldout)):
-        for example in sorted(examples, key=lambda e: e.key):
-            flip = () if example.flip is None else (example.flip,)
-            digest.update(repr((part, example.key, example.demonstrated, example.weight, *flip)).encode())
+        for e in sorted(examples, key=lambda e: (e.key, e.person)):
+            digest.update(repr((part, e.key, e.demonstrated, e.source, e.weight, e.flip)).encode())
     return digest.hexdigest()
 
 
@@ -205,7 +209,7 @@ def settings_for(night: NightSettings, method: Method) -> NightSettings:
 
 
 def _two_sided(examples: Sequence[Example]) -> list[Example]:
-    distinct = list({e.key: e for e in examples}.values())
+    distinct = list({e.said: e for e in examples}.values())
     if len({e.thumb for e in distinct if e.thumb is not None}) == 1:
         return [e for e in distinct if e.thumb is None]
     return distinct

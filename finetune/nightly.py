@@ -7,12 +7,15 @@ pointer moves in one transaction of the store. A killed night is marked as crash
 goes on where that of the killed one was, if it is the same.
 """
 
+import gc
 import importlib.metadata
 import json
 import logging
 import os
 import platform
 import secrets
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from assistant.adapters import AdapterInfo, verify_adapter
 from assistant.errors import AdapterError, AdapterNotServed, AssistantError
-from assistant.loading import Base, resolve_base
+from assistant.loading import Base, load_served, resolve_base
 from assistant.server_adapters import serve_adapter
 from assistant.settings import Settings
 from feedback_store import Store
@@ -31,9 +34,10 @@ from feedback_store.records import Live, Outcome, TrainItem
 from finetune.ai_votes import add_ai_votes
 from finetune.collect import NightData, Votes, divide_votes, write_manifest
 from finetune.errors import FinetuneError, NotYet
+from finetune.evaluate import served_form
 from finetune.examples import Method, count_one_sided, settings_for
 from finetune.gate import Decision, Limits, decide
-from finetune.notes import ONE_SIDED, TAKES, explain
+from finetune.notes import ONE_SIDED, TAKES, explain, explain_others
 from finetune.ppo_night import StagedRun, remove_stages, train_in_stages
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, ProgressLog, silent
@@ -45,6 +49,9 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "sqlite-utils", "pysqlite3")
 DUE_AFTER = timedelta(hours=24)
+EXAMINED_IN = "examined_in"
+"""Where the metrics of a run say by adapter in which form it was examined."""
+ALL_RUNS = 100_000
 
 NightOutcome = Outcome | Literal["already-running"]
 
@@ -75,6 +82,10 @@ class _Night:
     history: list[dict[str, float]] = field(default_factory=list)
     adapter_id: str | None = None
     data_hash: str | None = None
+    examined_in: dict[str, str] = field(default_factory=dict)
+    """By adapter the form in which tonight examined it."""
+    others: Sequence[str] = ()
+    """What is to be said of votes that the method does not learn from."""
 
 
 def run_nightly(
@@ -149,6 +160,7 @@ def _night(night: _Night, now: datetime) -> NightResult:
     """The flat list of steps."""
     settings = night.settings
     votes = tonights_votes(night.store, settings.night, now)
+    night.others = explain_others(votes.examples, night.method)
     data = divide_votes(votes, night.method, settings.night.holdout_share, settings.night.seed)
     data = add_ai_votes(data, votes, night.store, settings.night, now, night.method)
     _freeze(night, data, None)
@@ -161,7 +173,8 @@ def _night(night: _Night, now: datetime) -> NightResult:
     live = night.store.registry.live()
     adapter = _train(night, base, data)
     if adapter.id == live.adapter_id:
-        return _finish(night, "skipped", "Nothing has changed since the adapter that is live: tonight's is the same.")
+        same = "Nothing has changed since the adapter that is live: tonight's is the same."
+        return _finish(night, "skipped", same, *_examine_live_again(night, base, data, live))
     if night.store.registry.was_live(adapter.id):  # a person's rollback must outlast the night
         return _finish(
             night,
@@ -174,12 +187,12 @@ def _night(night: _Night, now: datetime) -> NightResult:
         verify_adapter(adapter.folder, base.id)  # from the disk, as the app will read it
     except AdapterError as error:
         return _finish(night, "refused", str(error))
-    candidate, examined, limits = _examine(night, base, data, adapter, live)
+    candidate, examined, limits = _examine(night, base, data, adapter.folder, live.adapter_id)
     decision = decide(candidate.measures, examined.measures, limits)
-    _note_decision(night, decision, candidate, examined)
+    _note_decision(night, decision, candidate, examined, live.adapter_id)
     if not decision.passed:
         night.store.registry.register_adapter(adapter.id, base.id, night.run_id, _metrics(candidate), "refused")
-        return _finish(night, "refused", *decision.reasons)
+        return _finish(night, "refused", *decision.reasons, *_examine_live_again(night, base, data, live))
     return _promote(night, base, adapter, candidate, live)
 
 
@@ -239,6 +252,9 @@ def _train(night: _Night, base: Base, data: NightData) -> AdapterInfo:
 
 def _note_stages(night: _Night, staged: StagedRun) -> None:
     trained = staged.policy.trained
+    counts = Counter(night.report["counts"])
+    counts.update(staged.left_out)
+    night.report["counts"] = dict(counts)
     night.history = trained.history
     night.report |= staged.report()
     night.report["training"] = {
@@ -268,19 +284,20 @@ def _note_training(night: _Night, made: TrainingRun) -> None:
 
 
 def _examine(
-    night: _Night, base: Base, data: NightData, adapter: AdapterInfo, live: Live
+    night: _Night, base: Base, data: NightData, folder: Path, live_id: str | None
 ) -> tuple[Findings, Findings, Limits]:
-    """Measure the candidate and what is live, on the model as it is served."""
+    """Measure an adapter and what it is compared with, None for the bare base, on the model as it is served."""
     with open_room(base, night.settings, data.heldout, night.progress, night.world) as room:
-        candidate = room.examine(room.load(adapter.folder))
+        examined_id = room.load(folder)
+        candidate = room.examine(examined_id)
+        night.examined_in[examined_id] = served_form(room.served)
         against: str | None = None
-        if live.adapter_id is not None:
+        if live_id is not None:
             try:
-                against = room.load(night.settings.adapters_dir / live.adapter_id)
+                against = room.load(night.settings.adapters_dir / live_id)
             except AdapterError as error:
                 night.report["live_unusable"] = f"Compared with the bare base instead of what is live: {error}"
         examined = room.examine(against)
-        night.report["live"] = against
     limits = Limits(
         accuracy_margin=night.settings.night.gate_accuracy_margin,
         perplexity_rise=night.settings.night.gate_perplexity_rise,
@@ -290,7 +307,41 @@ def _examine(
     return candidate, examined, limits
 
 
-def _note_decision(night: _Night, decision: Decision, candidate: Findings, live: Findings) -> None:
+def _examine_live_again(night: _Night, base: Base, data: NightData, live: Live) -> list[str]:
+    """Hold what is live against the bare base where it is served in another form than it was examined in.
+
+    A form that rounds otherwise may spoil an adapter that passed in the old one; one that does not pass any more is
+    taken out of service.
+
+    Returns:
+        What came of it, in a sentence; nothing where the form is the same.
+    """
+    registry, adapter_id = night.store.registry, live.adapter_id
+    if adapter_id is None:
+        return []
+    form = served_form(load_served(base, night.settings))
+    gc.collect()  # the room loads it again
+    if any(run.metrics.get(EXAMINED_IN, {}).get(adapter_id) == form for run in registry.runs(limit=ALL_RUNS)):
+        return []
+    try:
+        found, bare, limits = _examine(night, base, data, night.settings.adapters_dir / adapter_id, None)
+    except AdapterError as error:
+        return [f"{adapter_id}, which is live, could not be examined again. {error}"]
+    decision = decide(found.measures, bare.measures, limits)
+    again = (
+        f"{adapter_id}, which is live, was examined again, because it is served in another numeric form now ({form})"
+    )
+    if decision.passed:
+        return [f"{again}, and passed."]
+    try:
+        registry.promote(None, live.generation)
+    except StaleGeneration:
+        return [f"{again}, and failed: {' '.join(decision.reasons)} Something else is live by now."]
+    return [f"{again}, and failed: {' '.join(decision.reasons)} The bare base answers from now on."]
+
+
+def _note_decision(night: _Night, decision: Decision, candidate: Findings, live: Findings, live_id: str | None) -> None:
+    night.report["live"] = None if "live_unusable" in night.report else live_id
     night.report["gate"] = decision.table()
     night.report["examination"] = {"candidate": _metrics(candidate), "live": _metrics(live)}
     night.report["flawed_replies"] = [candidate.replies.replies[i] for i in candidate.replies.flawed]
@@ -323,7 +374,7 @@ def _promote(night: _Night, base: Base, adapter: AdapterInfo, candidate: Finding
 def _finish(night: _Night, outcome: Outcome, *reasons: str) -> NightResult:
     """Write the report, then the run's row."""
     adapter = night.adapter_id if outcome == "promoted" else night.report.get("candidate")
-    notes = explain(night.report.get("counts", {}))
+    notes = [*night.others, *explain(night.report.get("counts", {}))]
     report = {"run": night.run_id, "outcome": outcome, "reasons": list(reasons), "adapter": adapter, "notes": notes}
     report |= night.report
     write_report(night.folder, report, night.history)
@@ -334,7 +385,7 @@ def _finish(night: _Night, outcome: Outcome, *reasons: str) -> NightResult:
         adapter_id=adapter if adapter in registered else None,
         data_hash=night.data_hash,
         reasons=reasons,
-        metrics=night.report.get("examination", {}).get("candidate", {}),
+        metrics=night.report.get("examination", {}).get("candidate", {}) | {EXAMINED_IN: night.examined_in},
     )
     return NightResult(outcome, night.run_id, adapter, tuple(reasons))
 

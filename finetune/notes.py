@@ -15,11 +15,15 @@ _NOTES = {
     "ties": "{} preferred nothing (ties, or both bad); left out.",
     "contradictions": "{} times the very opposite was said, too; both stay, and as choices they cancel.",
     "by_side": "{} are by people who choose one side whatever stands there; left out.",
+    "not_searched": "The search for slips came to numbers that are not finite, so all {} choices count alike; a lower "
+    "NIGHTSCHOOL_NIGHT__REWARD_LEARNING_RATE may help.",
     "doubted": "{} choices contradict what the other choices have in common, and count less or not at all.",
     "one_sided_thumbs": "{} thumbs all point the same way; left out, since they would push every reply that way.",
     "thumbs_without_mismatch": "{} thumbs are on one and the same prompt, so KTO's divergence was taken as 0 for them.",
     "too_long": "{} prompts are longer than what fits with their replies; left out.",
     "dropped_turns": "{} of the oldest turns did not fit and were left out of their prompts.",
+    "cut_lines": "{} lines of the text for --ptx were cut at the longest example.",
+    "short_lines": "{} lines of the text for --ptx have fewer than two tokens; left out.",
     "cut_completions": "{} replies were cut at three quarters of the longest example.",
     "control_tokens": "{} control tokens that people typed were kept as plain text.",
     "anchors": "{} replies of the base were learned from, too, so that elsewhere it stays as it was.",
@@ -69,10 +73,10 @@ def why_nothing(examples: Sequence[Example], method: Method, ties: int = 0) -> s
     if not examples:
         tied = f"All {ties} judgements are ties" if ties else "No text is preferred to another one"
         return f"{tied}, so there is nothing to learn. Give votes that prefer something."
-    if method in ("auto", "kto") and any(e.thumb is not None for e in examples):
+    fitting = [f"--method {other}" for other in NIGHT_METHODS if other != "ppo" and select_method(examples, other)]
+    if not fitting or (method == "kto" and any(e.thumb is not None for e in examples)):
         return ONE_SIDED
     there = _count_kinds(examples)
-    fitting = [f"--method {other}" for other in NIGHT_METHODS if other != "ppo" and select_method(examples, other)]
     return f"--method {method} learns from {TAKES[method]}, and there are only {there}. Take {' or '.join(fitting)}."
 
 

@@ -11,6 +11,7 @@ from assistant.loading import resolve_base
 from assistant.settings import Settings
 from finetune.errors import BadData
 from finetune.files import FileVotes, read_examples
+from finetune.notes import explain
 from finetune.ppo_workshop import PolicyRun, train_and_write_policy
 from finetune.progress import ProgressBar
 from finetune.unfinished import unfinished_beside
@@ -61,14 +62,13 @@ def _report(made: PolicyRun, args: argparse.Namespace, read: FileVotes, kl_limit
         notes.append(f"The KL passed {kl_limit} nats a token again and again, so training stopped early.")
     if not made.trained.chosen:
         notes.append("No iteration was better than the start within its leash, so the adapter is the start.")
-    if made.too_long:
-        notes.append(f"{made.too_long} prompts are longer than what fits with their replies; left out.")
+    notes += explain(made.counts)
     return {
+        **made.counts,
         "adapter": made.adapter.id,
         "folder": str(args.out),
         "method": args.method,
         "prompts": made.prompts,
-        "too_long": made.too_long,
         "ptx_rows": made.ptx_rows,
         "iterations": len(made.trained.history) - 1,
         "chosen": made.trained.chosen,

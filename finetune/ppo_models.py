@@ -150,9 +150,11 @@ class Scored:
         """Say what the replies tell of the policy; KL, its standard error and entropy are estimates in nats a token."""
         tokens = self.divergences.double()
         kl = float(tokens.mean())
-        apart: dict[tuple[int, ...], float] = {}  # replies to one prompt are no independent ones
-        for (prompt, _), reply in zip(self.rows, tokens.split(self.lengths), strict=True):
-            apart[prompt] = apart.get(prompt, 0.0) + float((reply - kl).sum())
+        alone = len({prompt for prompt, _ in self.rows}) == 1
+        apart: dict[object, float] = {}  # replies to one prompt are no independent ones, unless all are
+        for row, reply in zip(self.rows, tokens.split(self.lengths), strict=True):
+            told_by = row if alone else row[0]
+            apart[told_by] = apart.get(told_by, 0.0) + float((reply - kl).sum())
         return {
             "reward": float(self.scores.mean()),
             "kl": kl,

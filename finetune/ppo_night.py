@@ -9,6 +9,7 @@ where it was killed: they are compared with, and never answer anybody.
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from finetune.progress import Progress, silent
 from finetune.reward_folder import read_reward
 from finetune.reward_workshop import RewardFindings, examine_reward, train_and_write_reward
 from finetune.stages import Stages, divide_stages
-from finetune.workshop import context_tokens, open_room, train_and_write
+from finetune.workshop import TrainingRun, context_tokens, open_room, train_and_write
 
 STAGES = "stages"
 
@@ -63,6 +64,8 @@ class StagedRun:
     policy: PolicyRun
     counts: dict[str, int]
     """Prompts of each stage."""
+    left_out: dict[str, int]
+    """What was left out, shortened or odd in the stages that PPO learned from, as `notes.explain` takes it."""
     reward: RewardFindings | None
     """None where a reward model was named."""
     contenders: tuple[Contender, ...]
@@ -106,15 +109,19 @@ def train_in_stages(
     _require_room(load_tokenizer(base), settings.night, stages.asked, heldout)
     night = _StagedNight(base, settings, heldout, run_id, progress)
     with _stages_folder(settings.runs_dir, run_id) as folder:
-        found = None
+        found, left_out = None, Counter[str]()
         if reward_folder is None:
             reward_folder = folder / "reward"
-            found = night.learn_reward(stages, reward_folder)
+            found, counts = night.learn_reward(stages, reward_folder)
+            left_out.update(counts)
         made: dict[str, Path | None] = {"base": None}
-        made |= night.train_supervised(stages, examples, folder)
+        for method, run in night.train_supervised(stages, examples, folder).items():
+            made[method] = run.adapter.folder
+            left_out.update(run.counts if method == "sft" else {})  # DPO is there to be compared with
         policy = night.train_policy(stages, reward_folder, made.get("sft"))
+        left_out.update({**policy.counts, "cut_completions": 0})  # demonstrations are counted with SFT
         made["ppo"] = policy.adapter.folder
-        return StagedRun(policy, stages.counts(), found, night.compare(made, reward_folder))
+        return StagedRun(policy, stages.counts(), dict(left_out), found, night.compare(made, reward_folder))
 
 
 def _require_prompts(stages: Stages, reward_folder: Path | None) -> None:
@@ -170,10 +177,14 @@ class _StagedNight:
     run_id: str
     progress: Progress
 
-    def learn_reward(self, stages: Stages, folder: Path) -> RewardFindings:
-        """Train the night's reward model; one that may be no better than chance ends the night."""
+    def learn_reward(self, stages: Stages, folder: Path) -> tuple[RewardFindings, dict[str, int]]:
+        """Train the night's reward model; one that may be no better than chance ends the night.
+
+        Returns:
+            What it is worth, and the counts of its training.
+        """
         taught = [*stages.comparisons, *stages.demonstrations]
-        train_and_write_reward(self.base, self.settings, taught, folder, self.run_id, self.progress)
+        made = train_and_write_reward(self.base, self.settings, taught, folder, self.run_id, self.progress)
         found = examine_reward(self.base, self.settings, self.heldout, folder, self.progress)
         if found.low <= 0.5:
             raise NotYet(
@@ -181,19 +192,19 @@ class _StagedNight:
                 f"{found.low:.1%} to {found.high:.1%}): that may be chance, and PPO would follow noise. Collect more "
                 "choices, or name a reward model with --reward DIR."
             )
-        return found
+        return found, made.counts
 
-    def train_supervised(self, stages: Stages, examples: Sequence[Example], folder: Path) -> dict[str, Path]:
-        """Train where PPO begins, and what it is compared with: a method to its adapter's folder."""
+    def train_supervised(self, stages: Stages, examples: Sequence[Example], folder: Path) -> dict[str, TrainingRun]:
+        """Train where PPO begins, and what it is compared with, by method."""
         taught: dict[Method, list[Example]] = {
             "sft": select_method(stages.demonstrations, "sft"),
             "dpo": select_method(examples, "dpo"),
         }
         return {method: self._train(method, chosen, folder) for method, chosen in taught.items() if chosen}
 
-    def _train(self, method: Method, examples: Sequence[Example], folder: Path) -> Path:
+    def _train(self, method: Method, examples: Sequence[Example], folder: Path) -> TrainingRun:
         settings = self.settings.model_copy(update={"night": settings_for(self.settings.night, method)})
-        return train_and_write(self.base, settings, examples, folder, self.run_id, self.progress).adapter.folder
+        return train_and_write(self.base, settings, examples, folder, self.run_id, self.progress)
 
     def train_policy(self, stages: Stages, reward_folder: Path, start: Path | None) -> PolicyRun:
         """Train by PPO from the start, or from the bare base for None, and write the adapter among the home's."""

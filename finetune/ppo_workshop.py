@@ -1,6 +1,7 @@
 """Steps of `train --method ppo`: from a file of prompts and a reward model's folder to an adapter's folder."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,9 @@ class PolicyRun:
     adapter: AdapterInfo
     trained: TrainedPolicy
     prompts: int
-    too_long: int
-    """Prompts left out: their last message alone is too long."""
+    counts: dict[str, int]
+    """What was left out, shortened or odd of prompts and text, as `notes.explain` takes it, and how many
+    demonstrations were cut."""
     ptx_rows: int
     before: dict[str, float]
     """Numbers of fresh replies from the start, as `Scored.numbers` gives them."""
@@ -85,16 +87,20 @@ def train_and_write_policy(
     start = read_start(start_folder, base.id)
     tokenizer, model = load_tokenizer(base), load_trainable(base)
     max_tokens = min(night.max_tokens, context_tokens(model))
-    prompts, too_long = encode_prompts(tokenizer, examples, max_tokens - reply_room(night))
-    if too_long and not prompts:
+    prompts, counts = encode_prompts(tokenizer, examples, max_tokens - reply_room(night))
+    if counts["too_long"] and not prompts:
         raise NothingToLearn(
-            f"All {too_long} prompts are longer than what fits with their replies. Give shorter ones, or lower"
-            " NIGHTSCHOOL_NIGHT__PPO_REPLY_TOKENS."
+            f"All {counts['too_long']} prompts are longer than what fits with their replies. Give shorter ones, or "
+            "lower NIGHTSCHOOL_NIGHT__PPO_REPLY_TOKENS."
         )
-    shown, _ = encode_examples(tokenizer, demonstrations, max_tokens)
+    shown, shortened = encode_examples(tokenizer, demonstrations, max_tokens)
+    counts["cut_completions"] = shortened["cut_completions"]
     anchors = anchor_examples(model, tokenizer, examples, night.anchor_share, settings.cache_dir, base.id, progress)
     ptx = [e.rows[0] for e in (*shown, *anchors)]
-    ptx += text_rows(tokenizer, ptx_file, max_tokens) if ptx_file else []
+    if ptx_file:
+        lines, shortened = text_rows(tokenizer, ptx_file, max_tokens)
+        ptx += lines
+        counts.update(shortened)
     with short_rows(model), attach_models(model, night, start, reward) as models:
         score, begun = models.learned_reward(reward.head, end_of_turn(tokenizer)), models.adapters["policy"].tensors()
         trained = train_policy(models, tokenizer, prompts, score, ptx, night, progress)
@@ -104,7 +110,7 @@ def train_and_write_policy(
         )
     adapter = _write_policy(base, start or night, trained, template_hash(tokenizer), adapters_dir, run_id)
     write_history(adapter.folder / HISTORY, trained, keep_samples=keep_samples)
-    return PolicyRun(adapter, trained, len(prompts), too_long, len(ptx), before, after)
+    return PolicyRun(adapter, trained, len(prompts), dict(counts), len(ptx), before, after)
 
 
 def _measure(
@@ -149,8 +155,11 @@ def write_history(path: Path, trained: TrainedPolicy, *, keep_samples: bool = Tr
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def text_rows(tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int) -> list[Row]:
+def text_rows(tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int) -> tuple[list[Row], dict[str, int]]:
     """Read the lines of a text as rows: all tokens of a line but its first are predicted.
+
+    Returns:
+        The rows, and counts: cut_lines, short_lines (left out, but for empty ones, which nobody misses).
 
     Raises:
         BadData: it cannot be read, or no line has two tokens.
@@ -159,11 +168,12 @@ def text_rows(tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int) -
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadData(f"The file {path} cannot be read as text. Give --ptx a file of plain UTF-8 text.") from error
-    encoded = [tokenizer.encode(line, add_special_tokens=False)[:max_tokens] for line in lines]
-    rows: list[Row] = [(tuple(ids[:1]), tuple(ids[1:])) for ids in encoded if len(ids) > 1]
+    encoded = [tokenizer.encode(line, add_special_tokens=False) for line in lines if line.strip()]
+    rows: list[Row] = [(tuple(ids[:1]), tuple(ids[1:max_tokens])) for ids in encoded if len(ids) > 1]
     if not rows:
         raise BadData(f"The file {path} holds no line of text. Give --ptx a file with some.")
-    return rows
+    cut = sum(len(ids) > max_tokens for ids in encoded)
+    return rows, {"cut_lines": cut, "short_lines": len(encoded) - len(rows)}
 
 
 def read_start(folder: Path | None, base_id: str) -> StartAdapter | None:
@@ -180,13 +190,21 @@ def read_start(folder: Path | None, base_id: str) -> StartAdapter | None:
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_tokens: int
-) -> tuple[list[tuple[int, ...]], int]:
-    """Encode the distinct prompts that fit, and count those that do not."""
+) -> tuple[list[tuple[int, ...]], Counter[str]]:
+    """Encode the distinct prompts that fit.
+
+    Returns:
+        The prompts, and counts: too_long (examples left out), and of what fits dropped_turns and control_tokens.
+    """
     prompts: dict[tuple[int, ...], None] = {}
-    too_long = 0
+    counts = Counter[str]()
     for example in examples:
         try:
-            prompts[tuple(fit_prompt(tokenizer, example.prompt, max_tokens).ids)] = None
+            prompt = fit_prompt(tokenizer, example.prompt, max_tokens)
         except PromptTooLong:
-            too_long += 1
-    return list(prompts), too_long
+            counts["too_long"] += 1
+            continue
+        if tuple(prompt.ids) not in prompts:
+            counts.update(dropped_turns=prompt.dropped_turns, control_tokens=prompt.control_tokens)
+            prompts[tuple(prompt.ids)] = None
+    return list(prompts), counts

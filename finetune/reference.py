@@ -7,12 +7,15 @@ from the same frozen base.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from finetune.batches import Encoded, SharedRow, row_key, single_rows
+from finetune.errors import TrainingAborted
 from finetune.processes import ALONE, World
 from finetune.progress import Progress, silent
 from finetune.scoring import completion_logps, how_to_share
@@ -22,7 +25,7 @@ TOGETHER = 16
 
 
 class LogpCache:
-    """One append-only file of `{"key","logps"}` lines; a torn last line is passed over."""
+    """One append-only file of `{"key","logps"}` lines; a torn last line, and what is not finite, is passed over."""
 
     def __init__(self, cache_dir: Path, base_id: str, numeric_form: str, template_hash: str) -> None:
         name = hashlib.sha256(repr((base_id, numeric_form, template_hash)).encode()).hexdigest()[:24]
@@ -49,7 +52,9 @@ class LogpCache:
     def _read_line(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
-            self._logps[entry["key"]] = [float(logp) for logp in entry["logps"]]
+            logps = [float(logp) for logp in entry["logps"]]
+            if all(map(math.isfinite, logps)):
+                self._logps[entry["key"]] = logps
         except (ValueError, KeyError, TypeError):
             return
 
@@ -86,6 +91,11 @@ def reference_logps(
     for start in range(0, len(missing), together):
         part = missing[start : start + together]
         logps = shared_logps(model, part, world)
+        if not all(map(math.isfinite, chain.from_iterable(logps.values()))):
+            raise TrainingAborted(
+                "The base itself gives a reply a probability that is not a number, so nothing compares with it. "
+                "Check the model's files, or take another model."
+            )
         if world.rank == 0:
             cache.record(part, [logps[row_key(row)] for row in part])
         progress(phase, start + len(part), len(missing))

@@ -9,9 +9,10 @@ from typing import Any
 
 from assistant.loading import resolve_base
 from assistant.settings import Settings
-from finetune.examples import Example
+from finetune.collect import Votes
+from finetune.examples import Example, select_method
 from finetune.files import FileVotes
-from finetune.notes import explain
+from finetune.notes import explain, explain_others
 from finetune.progress import ProgressBar
 from finetune.reward_workshop import examine_reward, train_and_write_reward
 from finetune.unfinished import unfinished_beside
@@ -21,8 +22,7 @@ from finetune.workshop import peak_gb
 def train(
     args: argparse.Namespace,
     settings: Settings,
-    examples: Sequence[Example],
-    counts: Mapping[str, int],
+    votes: Votes,
     read: FileVotes,
     run_id: str,
 ) -> int:
@@ -31,19 +31,20 @@ def train(
     Args:
         args: `out` and `json`.
         settings: of the home.
-        examples: chosen for the method.
-        counts: of what was read.
+        votes: what was read, something to learn from among it.
         read: the file, for what is to be said of it.
         run_id: the run that makes it.
     """
+    examples = select_method(votes.examples, "reward")
     with unfinished_beside(args.out):
         pass  # what cannot be written is told before hours of training
     with ProgressBar() as bar:
         made = train_and_write_reward(resolve_base(settings), settings, examples, args.out, run_id, bar)
     epochs, seconds = settings.night.reward_epochs, made.trained.seconds
     pairs_per_s = made.pairs * epochs / seconds
-    counted = {**counts, **made.counts}
-    notes = [f"The {made.trained.centre} average zero.", *read.notes, *explain(counted)]
+    counted = {**votes.counts, **made.counts}
+    notes = [f"The {made.trained.centre} average zero.", *read.notes]
+    notes += [*explain_others(votes.examples, "reward"), *explain(counted)]
     fields = {
         **counted,
         "reward_model": made.id,

@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from finetune.batches import Row
 
+ROOM = 16_384
+"""Padded tokens of prompts that are computed at a time: 0.3 GB of attention scores of the embedded model."""
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -31,9 +34,9 @@ def sample_replies(
     max_new_tokens: int,
     generator: torch.Generator,
 ) -> list[Rollout]:
-    """Sample a reply to each prompt, all in one batch padded on the left; replies that ended leave the batch.
+    """Sample a reply to each prompt, as many together as there is room for.
 
-    A prompt that comes several times is computed once.
+    Prompts are padded on the left; one that comes several times is computed once. Replies that ended leave the batch.
 
     Args:
         model: with the policy's adapter current.
@@ -42,6 +45,34 @@ def sample_replies(
         max_new_tokens: longest reply.
         generator: on the model's device; the only source of chance.
     """
+    return [
+        rollout
+        for together in cut_prompts(prompts, ROOM)
+        for rollout in _sample_together(model, together, stop_id, max_new_tokens, generator)
+    ]
+
+
+def cut_prompts(prompts: Sequence[tuple[int, ...]], room: int) -> list[list[tuple[int, ...]]]:
+    """Cut prompts, in their order, where the distinct ones of a part would take more padded tokens; one at least."""
+    parts: list[list[tuple[int, ...]]] = []
+    distinct: set[tuple[int, ...]] = set()
+    for prompt in prompts:
+        together = distinct | {prompt}
+        if not parts or (prompt not in distinct and len(together) * max(map(len, together)) > room):
+            parts.append([])
+            together = {prompt}
+        distinct = together
+        parts[-1].append(prompt)
+    return parts
+
+
+def _sample_together(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    stop_id: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+) -> list[Rollout]:
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     width = max(map(len, places))
     ids = torch.tensor([[stop_id] * (width - len(p)) + list(p) for p in places], device=model.device)

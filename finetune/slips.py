@@ -86,7 +86,8 @@ def doubt_choices(
 
     Returns:
         The examples in the same order, without those left out, and counts: doubted (choices that the model which had
-        not seen them contradicts, and that are left out or count less).
+        not seen them contradicts, and that are left out or count less); not_searched (choices, where a model came to
+        numbers that are not finite and the night goes on without them).
     """
     choices = [
         e for e in examples if e.is_pair and not e.demonstrated and e.flip is None and e.source not in NOT_SEARCHED
@@ -98,7 +99,7 @@ def doubt_choices(
     try:
         verdicts = [_judge(model, half, choices, night, number, progress) for number, half in enumerate(halves)]
     except TrainingAborted:  # the night can go on without
-        return unchanged
+        return list(examples), {"doubted": 0, "not_searched": len(choices)}
     first = {e.key for e in halves[0]}
     unseen = torch.where(torch.tensor([e.key in first for e in choices]), verdicts[1], verdicts[0])
     told = (verdicts[0] != 0) & (verdicts[1] != 0)
@@ -109,7 +110,7 @@ def doubt_choices(
     supported = {e.key: ok for e, ok, said in zip(choices, (unseen > 0).tolist(), told.tolist(), strict=True) if said}
     kept = [e for e in examples if supported.get(e.key, True) or not doubt.outweighs]
     kept = [doubt.weigh(e, supported[e.key]) if e.key in supported else e for e in kept]
-    return kept, {"doubted": list(supported.values()).count(False)}
+    return kept, {"doubted": int((told & (unseen < 0)).sum())}
 
 
 def halve(choices: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[Encoded]]:

@@ -34,6 +34,31 @@ def test_identical_pairs_count_once_with_the_newest_age() -> None:
     assert votes.counts["repeated"] == 2 and votes.usable("auto") == 1
 
 
+def test_several_people_who_say_the_same_each_count() -> None:
+    """Five for A and one for B are no draw; and one whom nobody believes takes nobody's vote along."""
+    many = [pair(1, "a", "b", person=str(n)) for n in range(5)]
+    votes = gathered(*many, pair(1, "b", "a", person="5"), pair(1, "a", "b", person="0"))
+    said = [(e.completions[0], e.person) for e in votes.examples]
+    assert sorted(said) == [*(("a", str(n)) for n in range(5)), ("b", "5")]
+    assert (votes.counts["repeated"], votes.counts["contradictions"]) == (1, 1)
+    assert len(select_method(votes.examples, "auto")) == 6 and len(select_method(votes.examples, "kto")) == 12
+
+
+def test_several_people_who_wrote_the_same_each_count() -> None:
+    both = [rewrite for n in "12" for rewrite in (pair(1, "so?", "no", person=n), demonstration(1, "so?", person=n))]
+    assert [(e.person, e.is_pair, e.demonstrated) for e in gathered(*both).examples] == [
+        ("1", True, True),
+        ("2", True, True),
+    ]
+
+
+def test_whose_a_vote_is_and_where_it_comes_from_is_part_of_a_nights_data() -> None:
+    """An AI's choice and a person's are not learned from alike."""
+    assert data_hash([pair(1)], []) != data_hash([pair(1, source="ai-choice")], [])
+    twice = [pair(1, weight=0.5), pair(1, person="2")]
+    assert data_hash(twice, []) == data_hash(twice[::-1], []) != data_hash(twice[:1], [])
+
+
 def test_a_vote_halves_in_weight_with_every_half_life() -> None:
     days = {0: "2026-11-20T11:00:00Z", 10: "2026-11-10T11:00:00Z", 20: "2026-10-31T11:00:00Z"}
     votes = gathered(*[pair(age, created_at=text) for age, text in days.items()])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import BadData
+from finetune.examples import METHODS
 from finetune.files import read_examples
 from finetune.notes import explain, why_nothing
 from tests.finetune_support import demonstration, pair, thumb
@@ -127,7 +128,8 @@ def test_what_a_method_cannot_learn_from_is_said_with_the_methods_that_can() -> 
     assert "only 1 thumbs up, 1 thumbs down" in sentence and sentence.endswith("Take --method auto or --method kto.")
     assert "--method rankings learns from rankings" in why_nothing([pair(1), demonstration(2)], "rankings")
     assert "All 2 judgements are ties" in why_nothing([], "auto", ties=2)
-    assert "same way" in why_nothing([thumb(1)], "kto")
+    for method in METHODS:
+        assert "same way" in why_nothing([thumb(1)], method)
 
 
 def test_only_what_happened_is_mentioned() -> None:

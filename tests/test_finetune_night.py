@@ -80,6 +80,53 @@ def test_the_same_votes_give_the_same_adapter_and_the_night_says_that_nothing_ch
     assert store.registry.live().generation == 1
 
 
+def test_what_is_live_is_examined_again_once_where_it_is_served_in_another_form(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_votes(store)
+    first = run_nightly(settings, store)
+    monkeypatch.setattr(nightly, "served_form", lambda served: "another form")
+    second, third = run_nightly(settings, store), run_nightly(settings, store)
+    assert (first.outcome, second.outcome, third.outcome) == ("promoted", "skipped", "skipped")
+    again = f"{first.adapter}, which is live, was examined again, because it is served in another numeric form now"
+    assert second.reasons[1] == f"{again} (another form), and passed." and len(third.reasons) == 1
+    assert store.registry.live().adapter_id == first.adapter
+
+
+def test_what_is_live_and_fails_in_another_form_is_taken_out_of_service(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_votes(store)
+    run_nightly(settings, store)
+    monkeypatch.setattr(nightly, "served_form", lambda served: "another form")
+    monkeypatch.setattr(evaluate, "is_flawed", lambda text: True)
+    second = run_nightly(settings, store)
+    assert second.outcome == "skipped" and store.registry.live().adapter_id is None
+    assert "empty or looping replies" in second.reasons[1] and second.reasons[1].endswith("answers from now on.")
+    third = run_nightly(settings, store)
+    assert third.outcome == "skipped" and "taken out of service" in third.reasons[0]
+
+
+def test_a_candidate_that_is_refused_leaves_what_is_live_examined_in_its_new_form(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_votes(store)
+    first = run_nightly(settings, store)
+    fill_store(store, [f"And {n}?" for n in range(10)])
+    monkeypatch.setattr(nightly, "served_form", lambda served: "another form")
+    monkeypatch.setattr(evaluate, "is_flawed", lambda text: True)
+    second = run_nightly(settings, store)
+    assert second.outcome == "refused" and second.adapter != first.adapter
+    assert str(first.adapter) in second.reasons[-1] and store.registry.live().adapter_id is None
+
+
+def test_votes_that_a_method_does_not_learn_from_are_told(settings: Settings, store: Store) -> None:
+    add_votes(store)
+    rate_store(store, [f"Rated {n}?" for n in range(4)])
+    notes = report_of(settings, run_nightly(settings, store, method="dpo"))["notes"]
+    assert any(note.startswith("--method dpo does not learn from") for note in notes), notes
+
+
 def test_a_night_learns_from_thumbs_and_rankings_and_records_whose_they_were(settings: Settings, store: Store) -> None:
     fill_store(store, QUESTIONS[:15], person="ana")
     rate_store(store, [f"What is {n} for?" for n in range(30)])

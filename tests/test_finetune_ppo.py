@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from assistant.settings import NightSettings
+from finetune import rollouts
 from finetune.batches import ALONE, Row, Sharing, make_batch
 from finetune.errors import NothingToLearn, TrainingAborted
 from finetune.intervals import TO_AN_END
@@ -25,7 +26,7 @@ from finetune.ppo_losses import whiten
 from finetune.ppo_models import Models, Reward, Scored, StartAdapter, attach_models, by_token
 from finetune.reward import RewardHead
 from finetune.reward_folder import SavedReward
-from finetune.rollouts import Rollout, sample_replies
+from finetune.rollouts import Rollout, cut_prompts, sample_replies
 from finetune.scoring import batch_token_logps
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -130,8 +131,8 @@ def test_the_error_of_the_kl_is_that_of_whole_replies() -> None:
 
     numbers = numbers_of([((5,), (6, 7)), ((9,), (8,))])
     assert numbers["kl"] == pytest.approx(0.4) and numbers["kl_error"] == pytest.approx(0.4 * 2**0.5 / 3)
-    numbers = numbers_of([((5,), (6, 7)), ((5,), (8,))])
-    assert numbers["kl_error"] == pytest.approx(0, abs=1e-6)  # one prompt says nothing of how prompts differ
+    alone = numbers_of([((5,), (6, 7)), ((5,), (8,))])  # with one prompt its replies are all that differs
+    assert alone == numbers
 
 
 @pytest.mark.long
@@ -321,6 +322,22 @@ def test_replies_in_a_padded_batch_that_shrinks_are_those_of_each_prompt_alone()
     assert sample(PROMPTS, stop) == alone
     assert len({len(rollout.row[1]) for rollout in alone}) > 1
     assert all(r.ended == (r.row[1][-1] == stop) and stop not in r.row[1][:-1] for r in alone)
+
+
+def test_prompts_are_computed_together_as_far_as_there_is_room_and_those_that_come_again_cost_nothing() -> None:
+    short, other, long = (1, 2), (3, 4), (5,) * 9
+    assert cut_prompts([short, short, other, short, long, long, other], 9) == [
+        [short, short, other, short],
+        [long, long],
+        [other],
+    ]
+    assert cut_prompts([short] * 100, 2) == [[short] * 100] and cut_prompts([long, long], 1) == [[long, long]]
+
+
+def test_replies_of_several_parts_come_in_the_order_of_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "ROOM", 4)
+    found = sample_replies(tiny_model(), PROMPTS, STOP, 3, torch.Generator().manual_seed(0))
+    assert [rollout.row[0] for rollout in found] == list(PROMPTS) and len(cut_prompts(PROMPTS, 4)) > 1
 
 
 def test_every_prompt_is_used_once_before_any_is_used_twice() -> None:

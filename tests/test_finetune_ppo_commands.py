@@ -1,6 +1,7 @@
 """PPO on the command line: from a reward model and prompts to an adapter, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import pytest
 
 from assistant.adapters import read_adapter_id
 from finetune.__main__ import main
+from finetune.notes import explain
+from finetune.ppo_workshop import encode_prompts, text_rows
+from tests.finetune_support import pair
+from tests.tiny import tiny_tokenizer
 
 QUICK = {"ITERATIONS": "2", "PROMPTS": "8", "REPLY_TOKENS": "4", "LEARNING_RATE": "0.001", "KL_LIMIT": "5"}
 
@@ -41,6 +46,24 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return fields
 
 
+def test_lines_of_a_text_that_are_cut_or_left_out_are_counted(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The student asks.\n\na\nThe teacher asks back.\n")
+    rows, counts = text_rows(tiny_tokenizer(), text, 7)
+    assert [len(prompt) + len(rest) for prompt, rest in rows] == [5, 7]
+    assert explain(counts) == [
+        "1 lines of the text for --ptx were cut at the longest example.",
+        "1 lines of the text for --ptx have fewer than two tokens; left out.",
+    ]
+
+
+def test_prompts_whose_oldest_turns_or_all_do_not_fit_are_counted() -> None:
+    talk = [{"role": role, "content": "x" * 40} for role in ("user", "assistant", "user")]
+    asked = [replace(pair(1), prompt=tuple(talk)), replace(pair(2), prompt=({"role": "user", "content": "y" * 500},))]
+    prompts, counts = encode_prompts(tiny_tokenizer(), [*asked, asked[0]], 100)
+    assert len(prompts) == 1 and (counts["too_long"], counts["dropped_turns"]) == (1, 2)
+
+
 @pytest.mark.long
 def test_a_policy_learns_from_a_reward_model_and_goes_on_from_an_adapter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -59,7 +82,7 @@ def test_a_policy_learns_from_a_reward_model_and_goes_on_from_an_adapter(
     text = tmp_path / "text.txt"
     text.write_text("The student asks.\n\nThe teacher asks back.\n")
     onward = printed(capsys, *asked, "--out", second, "--start", first, "--ptx", str(text))
-    assert onward["ptx_rows"] == 3 and onward["adapter"].startswith("adapter-")
+    assert onward["ptx_rows"] == 3 and "short_lines" in onward and onward["adapter"].startswith("adapter-")
     assert not list(tmp_path.glob(".train-*"))
     assert main(["evaluate", second, "--data", pairs]) == 0
 

@@ -76,6 +76,14 @@ def test_without_demonstrations_it_is_said_what_averages_zero(
     assert trained["centre"] == "preferred replies" and trained["notes"] == ["The preferred replies average zero."]
 
 
+def test_votes_that_a_reward_model_does_not_learn_from_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thumbs = [{"completion": said("so?"), "label": up} for up in (True, False, True)]
+    trained = train(capsys, lines(tmp_path / "data.jsonl", *PAIRS[:2], *thumbs), tmp_path / "out")
+    assert "--method reward does not learn from 2 thumbs up, 1 thumbs down; left out." in trained["notes"]
+
+
 def test_a_reward_model_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(capsys, lines(tmp_path / "data.jsonl", *PAIRS[:2]), tmp_path / "out")
     assert assistant(["ask", "Why?", "--adapter", str(tmp_path / "out")]) == 1

@@ -157,7 +157,12 @@ def test_a_search_that_breaks_off_leaves_the_choices_to_the_night(monkeypatch: p
 
     examples, _ = choices(60, 0.3)
     monkeypatch.setattr(module, "_judge", break_off)
-    assert doubt_choices(tiny_model(), examples, NIGHT) == (examples, {"doubted": 0})
+    found, counts = doubt_choices(tiny_model(), examples, NIGHT)
+    assert (found, counts) == (examples, {"doubted": 0, "not_searched": 60})
+    assert explain(counts) == [
+        "The search for slips came to numbers that are not finite, so all 60 choices count alike; a lower "
+        "NIGHTSCHOOL_NIGHT__REWARD_LEARNING_RATE may help."
+    ]
 
 
 @pytest.mark.parametrize("change", [{"find_slips": False}, {"pair_loss": "robust"}, {"pair_loss": "ipo"}])

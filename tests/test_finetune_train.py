@@ -348,6 +348,18 @@ def test_reference_log_probabilities_are_computed_once_for_all_nights(
     assert {key: again[key] for key in first} == first
 
 
+def test_a_base_whose_probabilities_are_no_numbers_is_told_and_not_remembered(tmp_path: Path) -> None:
+    model, rows = tiny_model(), [row for e in encoded(3) for row in e.rows]
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(TrainingAborted, match="The base itself gives a reply a probability that is not a number"):
+        reference_logps(model, rows, LogpCache(tmp_path, "b", "fp32", "t"))
+    cache = LogpCache(tmp_path, "b", "fp32", "t")
+    cache.record(rows[:2], [[float("nan")], [-1.0]])
+    reread = LogpCache(tmp_path, "b", "fp32", "t")
+    assert [reread.get(row) for row in rows[:2]] == [None, [-1.0]]
+
+
 def test_completions_that_share_a_row_have_their_references_by_that_row(
     tmp_path: Path, counted: Callable[[], int]
 ) -> None:
