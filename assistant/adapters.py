@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 CONFIG, TENSORS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 REWARD_MANIFEST = "reward.json"
 """Stands in a reward model's folder, around its adapter; finetune/reward_folder.py writes it."""
+PREFIX, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+"""How PEFT names the two factors (r, in) and (out, r) of a layer: PREFIX, the layer's name, LORA_A or LORA_B."""
+WHOLE = ("F32", "F16", "BF16")
+"""Forms in which a base's weights have the shapes of their layers; packed ones have others."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,20 @@ def _put_in_place(folder: Path, target: Path, base_id: str) -> AdapterInfo:
     """Give a written folder its name; a whole one of that name stays, one that is damaged is replaced."""
     if target.exists():
         try:
-            return verify_adapter(target, base_id)
+            return _verify_files(target, base_id)
         except AdapterError:
             damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=target.parent))
             os.replace(target, damaged / target.name)
             shutil.rmtree(damaged, ignore_errors=True)
     os.replace(folder, target)
     _sync(target.parent)
-    return verify_adapter(target, base_id)
+    return _verify_files(target, base_id)
 
 
 def verify_adapter(folder: Path, base_id: str | None) -> AdapterInfo:
-    """Check every byte of an adapter folder and that it belongs to this base.
+    """Check every byte of an adapter folder, that it holds LoRA of finite numbers, and that it belongs to this base.
+
+    Whether its factors fit the base's layers is seen by `check_fit`, and by the model that loads it.
 
     Args:
         folder: the adapter's folder.
@@ -123,9 +129,17 @@ def verify_adapter(folder: Path, base_id: str | None) -> AdapterInfo:
 
     Raises:
         AdapterMissing: there is no such folder, or it was never finished.
-        AdapterDamaged: a file is absent, altered, or a link: PEFT would load it and answer nonsense.
+        AdapterDamaged: a file is absent, altered, or a link: PEFT would load it and answer nonsense. Or what was
+            written is no LoRA of this rank or not finite: every reply under it would fail or be nonsense.
         AdapterForOtherBase: trained on other weights; PEFT would load that too.
     """
+    info = _verify_files(folder, base_id)
+    _check_tensors(info)
+    return info
+
+
+def _verify_files(folder: Path, base_id: str | None) -> AdapterInfo:
+    """See that a folder's files are the ones written, for this base; see verify_adapter."""
     name = folder.name[:80]
     if len(folder.name) > 80 or not (folder / MANIFEST).is_file():
         what = f"The folder {folder} holds no finished adapter" if folder.is_dir() else f"There is no adapter {name}"
@@ -176,18 +190,80 @@ def read_adapter_id(folder: Path) -> str:
 
 
 def load_tensors(info: AdapterInfo) -> "dict[str, Tensor]":
-    """Read a verified adapter's tensors.
-
-    Raises:
-        AdapterDamaged: a value is not finite; it would turn every reply into nonsense.
-    """
+    """Read a verified adapter's tensors."""
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = load_file(info.folder / TENSORS)
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise AdapterDamaged(f"The adapter {info.id} holds a value that is not a number in {name}.")
     return tensors
+
+
+def check_fit(folder: Path, weights: Path) -> None:
+    """Check a verified adapter's factors against the layers of its base, by what the files say of their shapes.
+
+    Layers that the base's files hold in packed form, and all of them where the model calls them otherwise than its
+    files do, are left to the model that loads the adapter.
+
+    Args:
+        folder: the adapter's folder.
+        weights: the base's folder, with its safetensors files.
+
+    Raises:
+        AdapterDamaged: a layer is not the base's, or has another shape there: every reply would fail.
+    """
+    layers: dict[str, tuple[str, list[int]]] = {}
+    for file in weights.glob("*.safetensors"):
+        layers |= {name.removesuffix(".weight"): about for name, about in _forms(file).items()}
+    factors = _forms(folder / TENSORS)
+    names = sorted(name.removeprefix(PREFIX).removesuffix(LORA_A) for name in factors if name.endswith(LORA_A))
+    if layers.keys().isdisjoint(names):
+        return
+    for name in names:
+        form, shape = layers.get(name, ("F32", []))
+        fitting = [factors[f"{PREFIX}{name}{LORA_B}"][1][0], factors[f"{PREFIX}{name}{LORA_A}"][1][1]]
+        if form in WHOLE and shape != fitting:
+            raise AdapterDamaged(f"The adapter {folder.name} does not fit its model at {name}. Promote another one.")
+
+
+def _check_tensors(info: AdapterInfo) -> None:
+    """See that the tensors are whole pairs of factors of the stated rank, of finite numbers; without torch."""
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        forms = _forms(info.folder / TENSORS)
+        _check_pairs(info, forms)
+        with safe_open(info.folder / TENSORS, framework="numpy") as file:
+            for name in forms:
+                if not np.isfinite(file.get_tensor(name)).all():
+                    raise AdapterDamaged(
+                        f"The adapter {info.id} holds a value that is not a number in {name}. Promote another one."
+                    )
+    except (OSError, SafetensorError) as error:
+        raise AdapterDamaged(
+            f"The adapter {info.id} is damaged ({type(error).__name__}). Promote another one."
+        ) from error
+
+
+def _check_pairs(info: AdapterInfo, forms: "Mapping[str, tuple[str, list[int]]]") -> None:
+    layers = [name.removeprefix(PREFIX).removesuffix(LORA_A) for name in forms if name.endswith(LORA_A)]
+    paired = {f"{PREFIX}{layer}{factor}" for layer in layers for factor in (LORA_A, LORA_B)}
+    if not layers or forms.keys() != paired or {form for form, _ in forms.values()} != {"F32"}:
+        raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
+    for layer in layers:
+        a, b = (forms[f"{PREFIX}{layer}{factor}"][1] for factor in (LORA_A, LORA_B))
+        if len(a) != 2 or len(b) != 2 or not info.rank == a[0] == b[1] > 0:
+            raise AdapterDamaged(
+                f"The adapter {info.id} is not of rank {info.rank}, as it says, at {layer}. Promote another one."
+            )
+
+
+def _forms(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Read the form and the shape of each of a file's tensors, and nothing more."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}
+        return {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
 
 
 def _peft_config(rank: int, alpha: int, target_modules: Sequence[str], base_name: str) -> str:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -201,31 +202,45 @@ TITLES = {
 }
 
 
-def _start_app(settings: Settings) -> float:
-    """Seconds from the command to an app that answers, in a home of its own with the model converted already."""
-    with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "ui", "--port", "0", "--json", "--home", home]
-        start = time.perf_counter()
-        same = {
-            "NIGHTSCHOOL_MODEL": settings.model,
-            "NIGHTSCHOOL_QUANTIZATION": settings.quantization,
-            "NIGHTSCHOOL_CACHE": str(settings.cache_dir),
-            "NIGHTSCHOOL_ENGINE": "local",
-            "NIGHTSCHOOL_THREADS": str(settings.threads),
-            "NIGHTSCHOOL_SERVING__OWN_PRODUCTS": str(settings.serving.own_products),
-        }
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **same}) as app:
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables by which another process answers as these settings say."""
+    return {
+        "NIGHTSCHOOL_MODEL": settings.model,
+        "NIGHTSCHOOL_QUANTIZATION": settings.quantization,
+        "NIGHTSCHOOL_CACHE": str(settings.cache_dir),
+        "NIGHTSCHOOL_ENGINE": settings.engine,
+        "NIGHTSCHOOL_THREADS": str(settings.threads),
+        "NIGHTSCHOOL_SERVING__OWN_PRODUCTS": str(settings.serving.own_products),
+    }
+
+
+@contextmanager
+def started_app(variables: dict[str, str], home: str) -> Iterator[tuple[str, float]]:
+    """Start the app with these variables; gives its address, and the seconds from the command to an app that answers.
+
+    Raises:
+        ModelUnavailable: it did not start.
+    """
+    command = [sys.executable, "-m", "ui", "--port", "0", "--json", "--home", home]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **variables}) as app:
+        try:
+            assert app.stdout
+            line = app.stdout.readline()
+            took = time.perf_counter() - start
             try:
-                assert app.stdout
-                line = app.stdout.readline()
-                took = time.perf_counter() - start
-            finally:
-                app.terminate()
-    try:
-        json.loads(line)["ready"]
-    except (ValueError, KeyError):
-        raise ModelUnavailable("The app did not start. Start it by `python -m ui` to see why.") from None
-    return took
+                address = str(json.loads(line)["url"])
+            except (ValueError, KeyError):
+                raise ModelUnavailable("The app did not start. Start it by `python -m ui` to see why.") from None
+            yield address, took
+        finally:
+            app.terminate()
+
+
+def _start_app(settings: Settings) -> float:
+    """Seconds to an app that answers, in a home of its own with the model converted already."""
+    with tempfile.TemporaryDirectory() as home, started_app(environment(settings), home) as (_, took):
+        return took
 
 
 def _ask(engine: LocalEngine, adapter: str | None, messages: list[Message], new_tokens: int = REPLY) -> Reply:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assistant.adapters import verify_adapter
 from assistant.engine import Engine
-from assistant.errors import SettingsError
+from assistant.errors import KernelsUnavailable, SettingsError
 from assistant.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,10 @@ def look_for_faster_products(engine: Engine, settings: Settings) -> None:
     if not shapes or remembered(settings.cache_dir, shapes):
         return
     choice = choose(settings.cache_dir, shapes, lambda: engine.busy)
-    if choice.few_rows:
+    if not choice.few_rows:
+        return log.warning("replies are not made faster: %s", choice.reason)
+    try:
         load_kernels(settings.cache_dir)
-        engine.take_own_products(choice.few_rows)
-    else:
-        log.warning("replies are not made faster: %s", choice.reason)
+    except KernelsUnavailable as error:
+        return log.warning("replies are not made faster: %s", error)
+    engine.take_own_products(choice.few_rows)

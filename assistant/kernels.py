@@ -111,12 +111,7 @@ def load_kernels(cache_dir: Path) -> None:
     """
     if _is_loaded():
         return
-    library = _library(cache_dir)
-    if not all(_is_ours(path) for path in (library, library.parent)):
-        raise KernelsUnavailable(
-            f"{library} is not this account's alone to write; it is not loaded. Delete its folder."
-        )
-    _load(library)
+    _load(_library(cache_dir))
 
 
 def _is_loaded() -> bool:
@@ -124,6 +119,12 @@ def _is_loaded() -> bool:
 
 
 def _load(library: Path) -> None:
+    """Load a library into this process.
+
+    Raises:
+        KernelsUnavailable: it cannot be loaded, or somebody else could have written it.
+    """
+    _check_ours(library)
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
@@ -131,20 +132,30 @@ def _load(library: Path) -> None:
         raise KernelsUnavailable(f"{library} could not be loaded and is compiled anew at the next start.") from error
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether nobody but this account and root could have written here: what is loaded is run."""
-    about = path.stat()
-    return about.st_uid in (os.getuid(), 0) and not about.st_mode & 0o022
+def _check_ours(library: Path) -> None:
+    """See that nobody but this account and root could have written a library, or put it where it lies.
+
+    Raises:
+        KernelsUnavailable: somebody could, and what is loaded is run.
+    """
+    for path in (library.parent, library):
+        with suppress(FileNotFoundError):
+            about = path.stat()
+            if about.st_uid not in (os.getuid(), 0) or about.st_mode & 0o022:
+                raise KernelsUnavailable(
+                    f"{library} is not this account's alone to write; it is not loaded. Delete its folder."
+                )
 
 
 def _built(cache_dir: Path, busy: Callable[[], bool]) -> Path:
     """Compile, unless that was done; returns the library.
 
     Raises:
-        KernelsUnavailable: there is no compiler, or it failed.
+        KernelsUnavailable: there is no compiler, it failed, or others could write where the library lies.
         OSError: the cache cannot be written.
     """
     library = _library(cache_dir)
+    _check_ours(library)
     if library.is_file():
         return library
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")

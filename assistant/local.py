@@ -6,6 +6,7 @@ written. What was read lately is kept: the next turn of a conversation computes 
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -79,7 +80,8 @@ class LocalEngine:
         self._when_idle: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._encoding = threading.Lock()
         self._in_use: Counter[str | None] = Counter()
-        self._in_use_lock = threading.Lock()
+        self._arriving = 0  # prompts that the model's thread has not heard of yet
+        self._count_lock = threading.Lock()
         self._closed = threading.Event()
         # from here on: of the model's thread alone
         self.prefixes = Prefixes(settings.serving.prefix_cache_mb * 2**20)
@@ -101,16 +103,14 @@ class LocalEngine:
         """
         if self._closed.is_set():
             raise EngineBusy("The assistant is shutting down. Try again in a minute.")
-        waiting = len(self._waiting) + self._arrived.qsize()
-        if waiting >= self._queue_limit:
-            raise EngineBusy(f"{waiting} others are waiting for a reply already. Try again in a minute.")
-        with self._encoding:  # fast tokenizers are not made for several threads
+        with self._encoding:  # fast tokenizers are not made for several threads; and each counts those before it
+            self._refuse_if_full()
             written = [self._written(request) for request in requests]
-            for adapter in {request.adapter for request in requests} - {None}:
-                self._ready(str(adapter))
-            with self._in_use_lock:
-                self._in_use.update(one.adapter for one in written)
-        self._arrived.put(self._prompts(written))
+            self._make_ready(written)
+            prompts = self._prompts(written)
+            with self._count_lock:
+                self._arriving += len(prompts)
+            self._arrived.put(prompts)
         if self._closed.is_set():  # the thread may have gone before it saw them
             self._end_all()
         return [one.reply for one in written]
@@ -121,7 +121,8 @@ class LocalEngine:
         def take() -> None:
             before, self.numeric_form = self.numeric_form, numeric_form(few_rows)
             try:
-                take_own_products(self._served.model, self._served.adapters, few_rows)
+                with self._encoding:  # an adapter that is loaded meanwhile would be held in the form of before
+                    take_own_products(self._served.model, self._served.adapters, few_rows)
             except Exception:  # the edge of the model's thread: it goes on as it was
                 log.exception("the own products were not taken")
                 self.numeric_form = before
@@ -171,12 +172,43 @@ class LocalEngine:
             for start in range(0, len(replies), self._most_rows)
         ]
 
+    def _refuse_if_full(self) -> None:
+        """See that there is a place in the line.
+
+        Raises:
+            EngineBusy: there is none; whoever came in spite of it would wait for longer than people do.
+        """
+        with self._count_lock:
+            waiting = len(self._waiting) + self._arriving
+        if waiting < self._queue_limit:
+            return
+        seconds = self._expected_s(waiting)
+        when = "Try again in a minute." if seconds is None else f"Try again in about {math.ceil(seconds)} s."
+        others = "Somebody else is" if waiting == 1 else f"{waiting} others are"
+        raise EngineBusy(f"{others} waiting for a reply already. {when}")
+
+    def _make_ready(self, written: Sequence[Written]) -> None:
+        """Load the adapters of these replies, which use them from now on.
+
+        Raises:
+            AdapterError: one cannot be loaded; none of them is used.
+        """
+        with self._count_lock:  # all of them first: loading one must not forget another
+            self._in_use.update(one.adapter for one in written)
+        try:
+            for adapter in {one.adapter for one in written} - {None}:
+                self._ready(str(adapter))
+        except BaseException:
+            for one in written:
+                self._release(one)
+            raise
+
     def _ready(self, adapter_id: str) -> None:
         """Load an adapter, and forget the oldest ones that no reply uses."""
         bank = self._served.adapters
         if adapter_id not in bank.loaded:
             bank.load(Path(self._adapters_dir) / Path(adapter_id).name)
-            with self._in_use_lock:
+            with self._count_lock:
                 spare = [name for name in bank.loaded if name != adapter_id and not self._in_use[name]]
             for name in spare[: max(0, len(bank.loaded) - KEPT_ADAPTERS)]:
                 bank.unload(name)
@@ -215,16 +247,22 @@ class LocalEngine:
             with suppress(queue.Empty):
                 self._when_idle.get_nowait()()
         while idle or not self._arrived.empty():
-            self._waiting.extend(self._arrived.get())
+            prompts = self._arrived.get()
+            with self._count_lock:
+                self._waiting.extend(prompts)
+                self._arriving -= len(prompts)
             idle = False
             self._number()
 
     def _number(self) -> None:
-        """Tell those who wait how many are before them, and how long that takes if replies go on as of late."""
+        """Tell those who wait how many are before them, and how long that takes."""
         for number, prompt in enumerate(self._waiting):
-            seconds = None if self._reply_s is None else (number + 1) * self._reply_s / self._most_rows
             for one in prompt.replies:
-                one.reply.wait_at(Place(number, seconds))
+                one.reply.wait_at(Place(number, self._expected_s(number)))
+
+    def _expected_s(self, ahead: int) -> float | None:
+        """How long it takes to be begun behind so many others, if replies go on as of late; None before the first."""
+        return None if self._reply_s is None else (ahead + 1) * self._reply_s / self._most_rows
 
     def _let_go(self) -> None:
         """Leave those behind that nobody waits for any more."""
@@ -243,7 +281,7 @@ class LocalEngine:
             self._release(one)
 
     def _release(self, one: Written) -> None:
-        with self._in_use_lock:
+        with self._count_lock:
             self._in_use[one.adapter] -= 1
 
     def _read_prompts(self) -> None:
@@ -265,11 +303,13 @@ class LocalEngine:
         return True
 
     def _has_room(self, prompt: Prompt) -> bool:
+        """Whether keys and values fit beside the others', each row as long as any may become or has room for."""
         if not self._writing:
             return True
-        rows = len(self._writing) + len(prompt.replies)
-        tokens = max(len(prompt.ids), *self._rows.lengths)
-        return rows <= self._most_rows and rows * tokens * self._rows.bytes_a_token <= self._most_bytes
+        replies = [*self._writing, *prompt.replies]
+        longest = max(self._rows.room[1], *(len(one.ids) + one.limit for one in replies))
+        bytes_at_end = len(replies) * longest * self._rows.bytes_a_token
+        return len(replies) <= self._most_rows and bytes_at_end <= self._most_bytes
 
     def _read_piece(self, prompt: Prompt, most: int) -> int:
         """Read a piece of a prompt; at its end its replies get their first token and join the batch.
@@ -288,11 +328,12 @@ class LocalEngine:
                 self._read = None
                 self._join(prompt, rows, logits[0])
             return len(ids)
-        except Exception as error:  # the edge of the model's thread: these replies fail, the others live on
+        except Exception as error:  # the edge of the model's thread: these replies fail, those that are joined live on
             self._read = None
-            for one in prompt.replies:
+            lost = [one for one in prompt.replies if one not in self._writing]
+            for one in lost:
                 _fail(one, error)
-            self._drop(prompt, [one for one in prompt.replies if one not in self._writing])
+            self._drop(prompt, lost)
             return most
 
     def _new_rows(self, prompt: Prompt) -> Rows | OneRow:
@@ -342,10 +383,11 @@ class LocalEngine:
 
     def _leave(self, number: int) -> None:
         """Take a reply out of the batch; the last one takes its number."""
-        one, last = self._writing[number], self._writing.pop()
+        one = self._writing[number]
         self._remember(one, self._rows, number)
         if isinstance(self._rows, Rows):
             self._rows.leave(number)
+        last = self._writing.pop()  # only now: whatever fails before must find all of them here, to end them
         if one is not last:
             self._writing[number] = last
         took = time.monotonic() - one.begun
@@ -353,10 +395,16 @@ class LocalEngine:
         self._release(one)
 
     def _remember(self, one: Written, rows: Rows | OneRow, number: int) -> None:
+        """Keep what was read of a reply for its next turn; where there is no memory for it, forget all that is kept."""
         length = rows.lengths[number]
         failed = one.reply.finish == "failed"
-        if isinstance(rows, Rows) and not failed and self.prefixes.fits(length, rows.bytes_a_token):
+        if not isinstance(rows, Rows) or failed or not self.prefixes.fits(length, rows.bytes_a_token):
+            return
+        try:
             self.prefixes.keep(one.adapter, [*one.ids, *one.new][:length], rows.keep(number))
+        except (MemoryError, RuntimeError) as error:  # torch's own, too; no reply needs what is kept
+            log.warning("what was read lately is forgotten, since no more of it could be kept", exc_info=error)
+            self.prefixes.clear()
 
 
 def _fail(one: Written, error: Exception) -> None:

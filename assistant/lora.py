@@ -73,20 +73,29 @@ class AdapterBank:
             if b is None or layer is None or not layer.fits(a, b):
                 raise AdapterDamaged(f"The adapter {info.id} does not fit this model at {name}. Promote another one.")
             scaled = b * (info.alpha / info.rank)
-            factors[name] = layer.hold(a.T, scaled.T, self._dtype)
+            factors[name] = layer.hold(a.T, scaled.T, self._dtype, own=layer.own_products)
         if tensors or not factors:
             raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
         self.loaded[info.id] = factors
         return info.id
 
-    def take_own_products(self) -> None:
-        """Add the changes by the project's own operator, which has its own form for the factors."""
+    def in_own_form(self) -> dict[str, Factors]:
+        """Lay out all loaded adapters as the project's own operator reads them; the bank stays as it is."""
+        return {
+            adapter_id: {name: self.layers[name].hold(a, b, torch.bfloat16, own=True) for name, (a, b) in held.items()}
+            for adapter_id, held in self.loaded.items()
+        }
+
+    def take_own_products(self, loaded: dict[str, Factors]) -> None:
+        """Add the changes by the project's own operator, where the layers have taken the own products.
+
+        Args:
+            loaded: from in_own_form.
+        """
         self._dtype = torch.bfloat16
         for layer in self.layers.values():
-            layer.own_products = isinstance(layer.base, Int4Linear) and layer.base.own is not None
-        for factors in self.loaded.values():
-            for name, (a, b) in factors.items():
-                factors[name] = self.layers[name].hold(a, b, self._dtype)
+            layer.own_products = isinstance(layer.base, Int4Linear)
+        self.loaded = loaded
 
     def unload(self, adapter_id: str) -> None:
         """Forget an adapter; unknown ones are no error."""
@@ -128,9 +137,14 @@ class AdaptedLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.own_products = False
 
-    def hold(self, a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Bring Aᵀ (in, r) and Bᵀ (r, out) to where the layer computes, and to the form it computes with."""
-        if self.own_products:
+    def hold(self, a: Tensor, b: Tensor, dtype: torch.dtype, *, own: bool) -> tuple[Tensor, Tensor]:
+        """Bring Aᵀ (in, r) and Bᵀ (r, out) to where the layer computes, and to the form it computes with.
+
+        Args:
+            dtype: of the factors where the layer is not in 4 bits or not `own`.
+            own: whether layers in 4 bits compute by the own products.
+        """
+        if own and isinstance(self.base, Int4Linear):
             return own_factors(a, b)
         device = self.base.weight.device
         return a.contiguous().to(device, dtype), b.contiguous().to(device, dtype)

@@ -129,19 +129,22 @@ def numeric_form(few_rows: int) -> str:
 def take_own_products(model: PreTrainedModel, adapters: AdapterBank, few_rows: int) -> None:
     """Let a model in 4 bits compute up to so many rows by the project's own operators, which must be loaded.
 
+    If memory does not suffice, model and adapters are as before.
+
     Args:
         model: its linear layers are exchanged for integers.
         adapters: beside that model.
         few_rows: UNLIMITED is no bound.
     """
     others = [layer for layer in model.modules() if isinstance(layer, Int4Linear) and not layer.own]
-    forms = [layer.in_own_form() for layer in others]  # all of them, before any is exchanged
+    forms = [layer.in_own_form() for layer in others]  # what memory may not suffice for, before anything is exchanged
+    loaded = adapters.in_own_form()
     for layer, form in zip(others, forms, strict=True):
         layer.take_own(form, few_rows)
     head = model.get_output_embeddings()
     if isinstance(head, Int8Head):
         head.own = True
-    adapters.take_own_products()
+    adapters.take_own_products(loaded)
     if _is_known(model.base_model):
         _exchange(model.base_model, few_rows)
 

@@ -39,7 +39,7 @@ class Written:
         self.new: list[int] = []
         self._sampling = request.sampling
         self._generator = torch.Generator().manual_seed(request.sampling.seed)
-        self._limit = limit
+        self.limit = limit
         self._seconds = seconds
         self.begun = math.inf
         self._tokenizer = tokenizer
@@ -68,7 +68,7 @@ class Written:
         self.new.append(token)
         if self._send(self._complete(final=False), tokens=1):
             return self.reply.end("stop")
-        if len(self.new) >= self._limit:
+        if len(self.new) >= self.limit:
             self._send(self._complete(final=True), tokens=0)
             self.reply.end("length")
 

@@ -1,6 +1,7 @@
 """Keys and values of the replies under way: each a row of its own length, which joins and leaves between two steps.
 
-transformers' own model computes; what is its own here is where keys and values lie, and which of them a token may see.
+transformers' own model computes, or with the project's own products one operator for all layers (`own_layers`). What is
+here is where keys and values lie and, for transformers' model, which of them a token may see.
 """
 
 from functools import partial
@@ -51,9 +52,9 @@ class RowLayer(CacheLayerMixin):
         longest = max(lengths) + new
         return self.keys[:rows, :, :longest], self.values[:rows, :, :longest]
 
-    def grow(self, rows: int, tokens: int) -> None:
-        """Move to a larger room."""
-        self.keys, self.values = (_larger(tensor, rows, tokens) for tensor in (self.keys, self.values))
+    def in_larger_room(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Copy keys and values to a larger room; the layer stays as it is."""
+        return _larger(self.keys, rows, tokens), _larger(self.values, rows, tokens)
 
     def get_seq_length(self) -> int:
         """The longest row's."""
@@ -114,7 +115,7 @@ class Rows(Cache):
         return layer
 
     def make_room(self, new: int, rows: int | None = None) -> None:
-        """See that `new` more tokens fit behind the longest row, and so many rows in all."""
+        """See that `new` more tokens fit behind the longest row, and so many rows in all; else all stays as it was."""
         needed = max(self.lengths, default=0) + new
         wanted = len(self.lengths) if rows is None else rows
         most_rows, most_tokens = self.room
@@ -124,8 +125,9 @@ class Rows(Cache):
             most_tokens = -(-max(needed, most_tokens * 3 // 2) // STEP) * STEP
         if wanted > most_rows:
             most_rows = max(wanted, 2 * most_rows)
-        for layer in self.layers:
-            layer.grow(most_rows, most_tokens)
+        moved = [layer.in_larger_room(most_rows, most_tokens) for layer in self.layers]  # all, before any is exchanged
+        for layer, both in zip(self.layers, moved, strict=True):
+            layer.keys, layer.values = both
         self.room = (most_rows, most_tokens)
 
     def join(self, other: "Rows") -> None:
@@ -206,6 +208,7 @@ class OneRow(DynamicCache):
     """The same promise for models whose memory is more than keys and values to look at: one row, never copied."""
 
     bytes_a_token = 0
+    room = (1, 0)
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config=config)

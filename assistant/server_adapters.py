@@ -5,9 +5,13 @@ server goes on serving what it knows by a name already.
 Source: docs.vllm.ai, LoRA adapters, "Dynamically serving LoRA adapters".
 """
 
+import json
+from pathlib import Path
+
 import httpx
 
-from assistant.errors import AdapterNotServed
+from assistant.adapters import MANIFEST, check_fit
+from assistant.errors import AdapterDamaged, AdapterNotServed
 from assistant.remote import CONNECT_S, REFUSALS, bearer, is_server, server_url
 from assistant.settings import Settings
 from assistant.wire import error_message
@@ -24,15 +28,18 @@ def path_on_server(settings: Settings, adapter_id: str) -> str:
 
 
 def serve_adapter(settings: Settings, adapter_id: str | None) -> None:
-    """Load an adapter on the server that answers and hear it say a token, before it goes live.
+    """See that a verified adapter can answer, before it goes live.
 
-    Does nothing for the base, the local engine, or a server that loads none.
+    A server that loads adapters loads it and is heard to say a token under it; else its factors are held against the
+    base's layers. Does nothing for the base.
 
     Raises:
-        AdapterNotServed: it may not go live; the sentence says why.
+        AdapterNotServed, AdapterDamaged: it may not go live; the sentence says why.
     """
-    if adapter_id is None or not is_server(settings.engine) or not settings.server.loads_adapters:
+    if adapter_id is None:
         return
+    if not is_server(settings.engine) or not settings.server.loads_adapters:
+        return _check_fit(settings, adapter_id)
     load_adapter(settings, adapter_id)
     answer = _post(settings, "chat/completions", {"model": adapter_id, **QUESTION}, adapter_id)
     try:
@@ -67,6 +74,24 @@ def load_adapter(settings: Settings, adapter_id: str) -> None:
         f"The model's server does not load {adapter_id} from {path} ({_why(answer, settings)}). "
         "Let it see that folder: NIGHTSCHOOL_SERVER__ADAPTERS_DIR says where."
     )
+
+
+def _check_fit(settings: Settings, adapter_id: str) -> None:
+    """Hold an adapter against its base where that lies in the cache or in a folder; a hub's is left to the engine."""
+    folder = settings.adapters_dir / adapter_id
+    base_id = str(json.loads((folder / MANIFEST).read_text())["base_id"])
+    converted, named = settings.cache_dir / "models" / base_id, Path(settings.model).expanduser()
+    if converted.is_dir():
+        check_fit(folder, converted)
+    elif named.is_dir():
+        try:
+            check_fit(folder, named)
+        except AdapterDamaged:
+            from assistant.loading import resolve_base
+
+            # other weights than the adapter's may lie there; to know takes reading all of them, so only now
+            if resolve_base(settings).id == base_id:
+                raise
 
 
 def _post(settings: Settings, route: str, body: dict[str, object], adapter_id: str) -> httpx.Response:

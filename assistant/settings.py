@@ -238,7 +238,7 @@ class Settings(BaseSettings):
     max_message_chars: int = Field(20_000, ge=1)
     """Longest message that a person may send."""
     queue_limit: int = Field(64, ge=1)
-    """Replies under way or waiting before people are told to come back."""
+    """Questions, or replies of a server, that may wait to begin; with so many, people are told to come back."""
     cache: Path | None = None
     """Where converted models and reference log-probabilities are kept; None is `cache` under the home."""
     sampling: SamplingSettings = SamplingSettings()

@@ -1,25 +1,51 @@
 """The adapter folder: whole or refused, and on a served model equal to PEFT's own result."""
 
 import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 
-from assistant.adapters import CONFIG, MANIFEST, TENSORS, AdapterInfo, verify_adapter, write_adapter
+from assistant.adapters import (
+    CONFIG,
+    LORA_A,
+    LORA_B,
+    MANIFEST,
+    PREFIX,
+    TENSORS,
+    AdapterInfo,
+    check_fit,
+    verify_adapter,
+    write_adapter,
+)
 from assistant.errors import AdapterDamaged, AdapterForOtherBase, AdapterMissing
+from assistant.fake import FakeEngine
+from assistant.loading import resolve_base
 from assistant.lora import AdapterBank
+from assistant.quantize import FEW_ROWS, Int4Linear, exchange_for_integers
+from assistant.settings import load_settings
+from finetune.__main__ import main as finetune
 from tests.tiny import tiny_model
+from tests.ui_support import World, make_world
 
+Tensors = dict[str, torch.Tensor]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BF16 = 2**-7
+"""Relatively, what some roundings to bf16 (half of 2⁻⁸ each) make of a layer."""
 
 
-def random_adapter(root: Path, seed: int = 0, base_id: str = "base-1") -> AdapterInfo:
+def random_tensors(seed: int = 0) -> Tensors:
     model = tiny_model()
     torch.manual_seed(seed)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS), init_lora_weights=False)
-    tensors = get_peft_model_state_dict(get_peft_model(model, config))
+    return dict(get_peft_model_state_dict(get_peft_model(model, config)))
+
+
+def written(root: Path, tensors: Tensors, base_id: str = "base-1") -> AdapterInfo:
     return write_adapter(
         root,
         tensors,
@@ -31,6 +57,10 @@ def random_adapter(root: Path, seed: int = 0, base_id: str = "base-1") -> Adapte
         template_hash="t",
         run_id="run-1",
     )
+
+
+def random_adapter(root: Path, seed: int = 0, base_id: str = "base-1") -> AdapterInfo:
+    return written(root, random_tensors(seed), base_id)
 
 
 def test_what_is_written_is_verified_and_named_by_content(tmp_path: Path) -> None:
@@ -124,39 +154,11 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
         AdapterBank(tiny_model(), "base-2").load(info.folder)
 
 
-def test_a_value_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    tensors = {name.format("A"): torch.full((4, 64), float("nan")), name.format("B"): torch.zeros(64, 4)}
-    info = write_adapter(
-        tmp_path,
-        tensors,
-        rank=4,
-        alpha=8,
-        target_modules=["q_proj"],
-        base_id="base-1",
-        base_name="tiny",
-        template_hash="t",
-        run_id="r",
-    )
-    with pytest.raises(AdapterDamaged, match="not a number"):
-        AdapterBank(tiny_model(), "base-1").load(info.folder)
-
-
-def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    info = write_adapter(
-        tmp_path,
-        {name.format("A"): torch.zeros(4, 32), name.format("B"): torch.zeros(64, 4)},
-        rank=4,
-        alpha=8,
-        target_modules=["q_proj"],
-        base_id="base-1",
-        base_name="tiny",
-        template_hash="t",
-        run_id="r",
-    )
-    with pytest.raises(AdapterDamaged, match="does not fit"):
-        AdapterBank(tiny_model(), "base-1").load(info.folder)
+@pytest.mark.parametrize("fault", ["no number", "another width"])
+def test_a_model_loads_nothing_that_could_not_answer(tmp_path: Path, fault: str) -> None:
+    plant, words = FAULTS[fault]
+    with pytest.raises(AdapterDamaged, match=re.escape(words.replace("its model", "this model"))):
+        AdapterBank(tiny_model(), "base-1").load(written(tmp_path, plant(random_tensors())).folder)
 
 
 def test_a_crash_while_writing_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,3 +204,129 @@ def test_an_adapter_may_be_multiplied_in_another_form_than_the_model(tmp_path: P
     one, other = found.values()
     assert one.dtype == other.dtype == torch.bfloat16
     assert (one - other).norm() < 0.05 * other.norm()
+
+
+def peft_on_the_same_weights(bank: AdapterBank, info: AdapterInfo) -> PeftModel:
+    """PEFT's own adapter on what the layers of a bank are multiplied by, in float32."""
+    whole = tiny_model()
+    for name, layer in bank.layers.items():
+        whole.get_submodule(name).weight.data = layer.base.weight.float()
+    return PeftModel.from_pretrained(whole, info.folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_layers_in_four_bits_the_bank_adds_what_peft_does(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Layer by layer on the same weights: few rows by the integers, many by what they stand for; only bf16 rounds."""
+    info = random_adapter(tmp_path)
+    served = tiny_model().to(torch.bfloat16)
+    exchange_for_integers(served, dtype)
+    bank = AdapterBank(served, "base-1", dtype)
+    peft = peft_on_the_same_weights(bank, info)
+    with torch.no_grad(), bank.use(bank.load(info.folder)):
+        for name, layer in bank.layers.items():
+            assert isinstance(layer.base, Int4Linear)
+            for count in (1, FEW_ROWS, 4 * FEW_ROWS):
+                x = torch.randn(count, layer.in_features).bfloat16()
+                expected = peft.get_submodule(f"base_model.model.{name}")(x.float())
+                assert (layer(x) - expected).norm() < BF16 * expected.norm(), (name, count)
+                assert (layer.base(x) - expected).norm() > 10 * BF16 * expected.norm()
+
+
+LAYER = f"{PREFIX}model.layers.{{}}.self_attn.q_proj"
+Q_A, Q_B = LAYER.format(0) + LORA_A, LAYER.format(0) + LORA_B
+
+
+def with_value(name: str, value: float) -> Callable[[Tensors], Tensors]:
+    """One number of a tensor is another."""
+
+    def plant(tensors: Tensors) -> Tensors:
+        altered = tensors[name].clone()
+        altered[1, 2] = value
+        return {**tensors, name: altered}
+
+    return plant
+
+
+FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "no number": (with_value(Q_A, float("nan")), f"holds a value that is not a number in {Q_A}."),
+    "no end": (with_value(Q_B, float("-inf")), f"holds a value that is not a number in {Q_B}."),
+    "another rank": (lambda t: {**t, Q_A: t[Q_A][:3], Q_B: t[Q_B][:, :3]}, "is not of rank 4, as it says, at model.l"),
+    "two ranks": (lambda t: {**t, Q_A: t[Q_A][:3]}, "is not of rank 4, as it says, at model.layers.0.self_attn.q_p"),
+    "three dimensions": (lambda t: {**t, Q_B: t[Q_B][..., None]}, "is not of rank 4, as it says, at model.layers.0"),
+    "half a pair": (lambda t: {name: t[name] for name in t if name != Q_B}, "holds something that is not LoRA."),
+    "a stray tensor": (lambda t: {**t, "lm_head.weight": torch.zeros(2)}, "holds something that is not LoRA."),
+    "nothing": (lambda t: {}, "holds something that is not LoRA."),
+    "another width": (lambda t: {**t, Q_A: torch.zeros(4, 32)}, "does not fit its model at model.layers.0.self_attn"),
+    "a layer too many": (
+        lambda t: {**t, LAYER.format(2) + LORA_A: t[Q_A].clone(), LAYER.format(2) + LORA_B: t[Q_B].clone()},
+        "does not fit its model at model.layers.2.self_attn.q_proj.",
+    ),
+}
+
+
+@pytest.fixture
+def world(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A home over a tiny model's folder."""
+    monkeypatch.setenv("NIGHTSCHOOL_MODEL", str(model))
+    engine = FakeEngine()
+    engine.base_id = resolve_base(load_settings()).id
+    made = make_world(home, engine)
+    yield made
+    made.store.close()
+
+
+def registered(world: World, tensors: Tensors, base_id: str) -> str:
+    """Write an adapter into a home and register it; returns its id."""
+    info = written(world.settings.adapters_dir, tensors, base_id)
+    world.store.registry.register_adapter(info.id, base_id)
+    return info.id
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_could_not_answer_goes_live_neither_by_the_page_nor_by_the_command(
+    world: World, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    """Such an adapter is whole on the disk, and went live; then every reply failed."""
+    plant, words = FAULTS[fault]
+    adapter = registered(world, plant(random_tensors()), world.engine.base_id)
+    said = world.operate.promote(adapter, "0")
+    assert said.startswith(f"The adapter {adapter} {words}") and said.endswith("Promote another one.")
+    assert finetune(["promote", adapter]) == 1
+    assert said in capsys.readouterr().err
+    assert world.store.registry.live().generation == 0
+
+
+def test_what_fits_goes_live_both_ways(world: World) -> None:
+    one, two = (registered(world, random_tensors(seed), world.engine.base_id) for seed in (1, 2))
+    world.operate.promote(one, "0")
+    assert world.store.registry.live().adapter_id == one
+    assert finetune(["promote", two]) == 0
+    assert world.store.registry.live().adapter_id == two
+
+
+def test_an_adapter_is_held_against_no_other_weights_than_its_bases(world: World) -> None:
+    """The settings of a command may name another model than the app's."""
+    adapter = registered(world, FAULTS["another width"][0](random_tensors()), "weights-of-elsewhere")
+    assert finetune(["promote", adapter]) == 0
+
+
+def test_an_adapter_is_held_against_its_converted_base_in_the_cache(
+    world: World, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "models").mkdir(parents=True)
+    (tmp_path / "cache" / "models" / "gguf-1").symlink_to(model)
+    narrow = FAULTS["another width"][0](random_tensors())
+    bad, good = (registered(world, tensors, "gguf-1") for tensors in (narrow, random_tensors()))
+    assert [finetune(["promote", adapter]) for adapter in (bad, good)] == [1, 0]
+
+
+def test_packed_weights_and_other_names_are_left_to_the_model_that_loads(tmp_path: Path) -> None:
+    info = written(tmp_path, {Q_A: torch.zeros(4, 64), Q_B: torch.zeros(64, 4)})
+    name = "model.layers.0.self_attn.q_proj.weight"
+    for stored in ({name: torch.zeros(2048, 1, dtype=torch.uint8)}, {f"language_{name}": torch.zeros(1, 1)}):
+        save_file(stored, tmp_path / "model.safetensors")
+        check_fit(info.folder, tmp_path)
+    save_file({name: torch.zeros(2048, 1)}, tmp_path / "model.safetensors")
+    with pytest.raises(AdapterDamaged, match="does not fit its model"):
+        check_fit(info.folder, tmp_path)

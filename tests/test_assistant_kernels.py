@@ -27,8 +27,10 @@ from assistant.quantize import (
     quantize_groups,
     restore_groups,
 )
+from assistant.rows import Rows
 from assistant.settings import Settings, load_settings
 from tests.test_assistant_engine import say
+from tests.test_assistant_model import TEXT
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.long
@@ -181,6 +183,45 @@ def test_a_library_that_others_could_have_written_is_not_loaded(
         load_kernels(tmp_path)
 
 
+@pytest.mark.parametrize("others", ["folder", "file"])
+def test_a_library_that_others_could_have_written_is_not_even_measured(
+    others: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name can be known beforehand, and measuring is running it."""
+    shutil.copytree(cache / "kernels", tmp_path / "kernels")
+    [library] = (tmp_path / "kernels").glob("*.so")
+    (library if others == "file" else library.parent).chmod(0o777)
+    monkeypatch.setattr(kernels, "_run", lambda *_: pytest.fail("it was run"))
+    other = Counter({(32, 32, 4): 1})
+    choice = choose(tmp_path, other)
+    assert choice.few_rows == 0 and "not this account's alone" in choice.reason
+    assert remembered(tmp_path, other) is None
+    with pytest.raises(KernelsUnavailable, match="not this account's alone"):  # the measuring process looks, too
+        kernels._load(library)
+
+
+def test_products_that_cannot_be_loaded_are_one_sentence_in_the_log(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was a traceback from the thread that looks for them."""
+
+    def refuse(_: Path) -> None:
+        raise KernelsUnavailable("They were planted.")
+
+    monkeypatch.setattr("assistant.kernels.choose", lambda *_: Choice(8, "", {}))
+    monkeypatch.setattr("assistant.kernels.load_kernels", refuse)
+    engine = LocalEngine(load_served(resolve_base(settings), settings), settings)
+    try:
+        look_for_faster_products(engine, settings)
+        said = [record.message for record in caplog.records if record.name == "assistant.build"]
+        assert said == ["replies are not made faster: They were planted."]
+        [reply] = engine.submit([Request(say("hello"), Sampling(0.0, 1.0, 20))])
+        reply.wait(30)
+        assert reply.finish in ("stop", "length") and engine.numeric_form == "int4"
+    finally:
+        engine.close()
+
+
 def test_a_choice_whose_library_is_gone_is_made_again(cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache / "kernels", tmp_path / "kernels")
     [file] = (tmp_path / "kernels").glob("*.json")
@@ -256,3 +297,48 @@ def test_the_real_model_hardly_changes(cache: Path, monkeypatch: pytest.MonkeyPa
     layers = {(192, 576, 4), (576, 576, 4), (1536, 576, 4), (576, 1536, 4), (49152, 576, 8)}
     assert set(shapes_of(served.model)) == layers
     assert 0 < divergence(served, whole) < 0.02
+
+
+WORDS_APART = {FEW_ROWS: (0.2, 2.0), UNLIMITED: (0.0, 0.0)}
+"""By how many rows the own products are taken for: the mean and largest difference of a word's log-probability, in nat.
+
+Measured were 0.13 and 1.3, and without them 0.06 and 0.5."""
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("few_rows", WORDS_APART)
+@torch.inference_mode()
+def test_the_real_model_says_the_same_alone_in_a_batch_in_pieces_and_from_what_is_kept(
+    few_rows: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all 49,152 words, behind 8 texts and two tokens more, beside the text read whole and alone.
+
+    Where the own products compute everything not a bit differs. Where they do for few rows alone, longer pieces are
+    multiplied otherwise.
+    """
+    monkeypatch.setenv("NIGHTSCHOOL_SERVING__OWN_PRODUCTS", "true")
+    monkeypatch.setattr("assistant.loading.remembered", lambda *_: Choice(few_rows, "", {}))
+    monkeypatch.setattr("assistant.loading.load_kernels", lambda _: load_kernels(cache))
+    settings = load_settings()
+    served = load_served(resolve_base(settings), settings)
+    assert served.numeric_form == numeric_form(few_rows)
+    model, ids = served.model, served.tokenizer.encode(TEXT)
+    batch, wholes, pairs = Rows(), [], []
+    for length in range(12, 60, 6):
+        text = torch.tensor([ids[:length]])
+        whole, in_pieces = Rows.after([], 0), Rows.after([], 0)
+        alone = whole.compute(model, text)
+        pieces = [in_pieces.compute(model, piece) for piece in text.split(10, dim=1)]
+        from_kept = Rows.after(in_pieces.keep(0), 10)
+        pairs += [(alone, pieces[-1]), (alone, from_kept.compute(model, text[:, 10:]))]
+        batch.join(from_kept)
+        wholes.append((length, whole))
+    for step in range(2):
+        new = torch.tensor([[ids[length + step]] for length, _ in wholes])
+        together = batch.compute(model, new)
+        pairs += [(whole.compute(model, new[[row]]), together[[row]]) for row, (_, whole) in enumerate(wholes)]
+    expected, found = (torch.cat(logits).float().log_softmax(-1) for logits in zip(*pairs, strict=True))
+    apart = (expected - found).abs()
+    mean, most = WORDS_APART[few_rows]
+    assert apart.mean() <= mean and apart.max() <= most, (apart.mean(), apart.max())
+    assert (expected.exp() * (expected - found)).sum(-1).mean() < 0.01

@@ -1,6 +1,8 @@
 """A whole decoder as one operator: what transformers' own layers compute, alone, in a batch and in pieces."""
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -12,10 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from assistant.lora import AdapterBank
+from assistant.lora import AdapterBank, own_factors
 from assistant.own_layers import OwnDecoder, take_own_products
 from assistant.quantize import UNLIMITED, exchange_for_integers
-from assistant.rows import Rows
+from assistant.rows import STEP, Rows, _larger
+from tests.test_assistant_adapters import peft_on_the_same_weights, random_adapter
 from tests.test_assistant_kernels import cache  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("cache")]
@@ -219,3 +222,58 @@ def test_however_many_threads_compute_it_is_the_same_bit_for_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_what_is_taken_is_taken_whole_or_not_at_all(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ran out at an adapter when the layers were exchanged already, and the numeric form named the old one."""
+    served, calls = make("llama", own=False, rank=rank), itertools.count()
+    ids = torch.randint(0, 300, (1, 40))
+    before = served.after(ids, "one")[1]
+
+    def tight(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        if next(calls) == 3:
+            raise MemoryError("planted")
+        return own_factors(a, b)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("assistant.lora.own_factors", tight)
+        with pytest.raises(MemoryError):
+            take_own_products(served.model, served.bank, UNLIMITED)
+    assert torch.equal(served.after(ids, "one")[1], before)
+    take_own_products(served.model, served.bank, UNLIMITED)
+    assert torch.equal(served.after(ids, "one")[1], make("llama", rank=rank).after(ids, "one")[1])
+
+
+def test_a_room_that_could_not_grow_serves_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator takes layers of one form alone, which some had no more when memory ran out."""
+    served = make("llama")
+    rows, calls = served.after(torch.randint(0, 300, (1, STEP)), None)[0], itertools.count()
+    short = served.after(torch.randint(0, 300, (1, 9)), None)[0]
+    rows.join(short)
+
+    def tight(old: Tensor, *room: int) -> Tensor:
+        if next(calls) == 2:
+            raise MemoryError("planted")
+        return _larger(old, *room)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("assistant.rows._larger", tight)
+        with pytest.raises(MemoryError):
+            served.read(rows, torch.tensor([[7], [7]]), None, None)
+    rows.leave(0)  # as the engine does; what is left fits
+    assert torch.equal(served.read(rows, torch.tensor([[7]]), None), served.read(short, torch.tensor([[7]]), None))
+
+
+def test_adapters_are_added_as_peft_adds_them_to_what_the_bits_stand_for(tmp_path: Path) -> None:
+    """Layer by layer, for few rows and many; activations in 8 bits are rounded as the operator rounds them."""
+    info = random_adapter(tmp_path, base_id="tiny")
+    served = make("llama", own=False)
+    peft = peft_on_the_same_weights(served.bank, info)
+    take_own_products(served.model, served.bank, UNLIMITED)
+    with torch.inference_mode(), served.bank.use(served.bank.load(info.folder)):
+        for name, layer in served.bank.layers.items():
+            for count in (1, 5, 40):
+                x = torch.randn(count, layer.in_features).bfloat16()
+                expected = peft.get_submodule(f"base_model.model.{name}")(x.float())
+                assert (layer(x) - expected).norm() < APART * expected.norm(), (name, count)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from assistant.rows import OneRow, Rows, can_be_joined
+from assistant.rows import STEP, OneRow, Rows, _larger, can_be_joined
 from tests.test_finetune_families import FAMILIES, tiny
 
 TEXTS = [list(range(start, start + length)) for start, length in ((5, 40), (50, 7), (90, 70), (130, 41))]
@@ -79,6 +79,32 @@ def test_a_step_that_fails_leaves_the_rows_as_they_were(monkeypatch: pytest.Monk
         with pytest.raises(ZeroDivisionError):
             rows.compute(model, ids)
     assert torch.allclose(rows.compute(model, ids)[0], own_logits(model, [*TEXTS[0], 7]), atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_room_that_cannot_grow_whole_does_not_grow_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layers had grown when memory ran out, and no step went well any more."""
+    model = tiny(FAMILIES["llama"])
+    rows, expected = Rows.after([], 0), Rows.after([], 0)
+    text = torch.tensor([TEXTS[2][:STEP]])
+    for one in (rows, expected):
+        one.compute(model, text)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in rows.layers]
+    calls = itertools.count()
+
+    def tight(old: torch.Tensor, *room: int) -> torch.Tensor:
+        if next(calls) == 2:
+            raise MemoryError("planted")
+        return _larger(old, *room)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("assistant.rows._larger", tight)
+        with pytest.raises(MemoryError):
+            rows.compute(model, torch.tensor([[7]]))
+    for layer, (keys, values) in zip(rows.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+    assert (rows.room, rows.lengths) == ((1, STEP), [STEP])
+    assert torch.equal(rows.compute(model, torch.tensor([[7]])), expected.compute(model, torch.tensor([[7]])))
 
 
 @torch.inference_mode()

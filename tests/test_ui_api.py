@@ -323,3 +323,47 @@ def test_an_account_has_so_many_replies_under_way(tmp_path: Path) -> None:
                 client.chat.completions.create(model="live", messages=HELLO)
             list(first)
             assert client.chat.completions.create(model="live", messages=HELLO).choices
+
+
+def test_turns_that_did_not_fit_are_told_whole_and_streamed(
+    opened: Opened, world: World, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program could not know that the model had not seen the beginning."""
+    submit = world.engine.submit
+
+    def forget(requests: Any) -> Any:
+        replies = submit(requests)
+        for reply in replies:
+            reply.dropped_turns = 4
+        return replies
+
+    def streamed(**options: Any) -> list[Any]:
+        body = {"messages": HELLO, "n": 2, "stream": True, **options}
+        lines = opened[1].post("/v1/chat/completions", json=body).text.splitlines()
+        return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+
+    assert not any("dropped_turns" in part for part in streamed(stream_options={"include_usage": True}))
+    assert "dropped_turns" not in opened[1].post("/v1/chat/completions", json={"messages": HELLO}).json()
+    monkeypatch.setattr(world.engine, "submit", forget)
+    answer = client.chat.completions.create(model="live", messages=HELLO)
+    assert answer.usage and answer.dropped_turns == 4  # type: ignore[attr-defined]
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        parts = streamed(**options)
+        told = [part for part in parts if part.get("dropped_turns") == 4]
+        ends = [part for part in parts if not part["choices"] or part["choices"][0]["finish_reason"]]
+        assert told == ends and told[-1] == parts[-1] and len(told) == 2 + len(options)
+
+
+def test_nothing_is_kept_of_replies_whose_readers_went_elsewhere(world: World) -> None:
+    """Their ids were, for as long as the app ran."""
+    world.engine.seconds_per_word, replies = 0.05, world.replies
+    talk = world.store.conversations.start(world.person).id
+
+    def record() -> Message:
+        return world.store.conversations.add_user_message(talk, world.person, "hello")
+
+    _, [draft] = replies.ask([], "hello " * 100, "plain", world.person, record, None)
+    replies.leave(draft.message.id, world.person)
+    replies.close(draft)
+    assert replies.is_left(draft) and draft.reply.cancelled
+    assert not any(draft.message.id in held for held in vars(replies).values() if isinstance(held, set | dict))

@@ -1,6 +1,8 @@
 """/readyz is proved by a token, /metrics counts what happened and is for operators."""
 
+import asyncio
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 from assistant.engine import Reply, Request
 from assistant.errors import EngineBusy
 from tests.door_support import open_app, open_live
-from tests.ui_support import World
+from tests.ui_support import World, make_world
+from ui.health import Readiness
 
 
 def counted(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
@@ -72,3 +75,27 @@ def test_metrics_count_what_happened_and_are_for_operators(home: Path) -> None:
     assert found["nightschool_between_tokens_seconds_count"] == "10.0"
     assert found["nightschool_replies_under_way"] == found["nightschool_replies_waiting"] == "0.0"
     assert found["nightschool_adapter_generation"] == "0.0" and found['nightschool_stored{what="thumbs_up"}'] == "1.0"
+
+
+def test_a_submit_that_waits_holds_up_nothing_else(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an adapter is loaded a submit waits; on the event loop, every stream would stop for as long."""
+    world = make_world(home)
+    submit, asked, loaded = world.engine.submit, threading.Event(), threading.Event()
+
+    def wait_then_submit(requests: Sequence[Request]) -> list[Reply]:
+        asked.set()
+        assert loaded.wait(5), "the loop stood still"
+        return submit(requests)
+
+    async def check() -> str:
+        checking = asyncio.create_task(Readiness(world.engine).check())
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        loaded.set()
+        return await checking
+
+    monkeypatch.setattr(world.engine, "submit", wait_then_submit)
+    try:
+        assert asyncio.run(check()) == ""
+    finally:
+        world.store.close()

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 from filelock import FileLock
+from safetensors.numpy import save
 
+from assistant.adapters import LORA_A, LORA_B, PREFIX
 from assistant.engine import SERVER
 from assistant.fake import FakeEngine
 from finetune.gate import Limits, Measures, decide
@@ -54,7 +57,9 @@ def add_adapter(world: World, adapter_id: str, base_id: str = "fake") -> Path:
     folder = world.settings.adapters_dir / adapter_id
     folder.mkdir(parents=True)
     config = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
-    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": b"tensors"}
+    factors = {LORA_A: np.zeros((8, 4), np.float32), LORA_B: np.zeros((4, 8), np.float32)}
+    tensors = save({f"{PREFIX}model.layers.0.self_attn.q_proj{half}": factor for half, factor in factors.items()})
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": tensors}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

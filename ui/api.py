@@ -190,7 +190,7 @@ async def _whole(request: Request, drafts: list[Draft], about: Mapping[str, Any]
     if failed:
         return _error(*_why(failed))
     choices = [choice(i, d.message.id, d.reply.text, str(d.reply.finish)) for i, d in enumerate(drafts)]
-    return JSONResponse(completion(about, choices, _usage(drafts)))
+    return JSONResponse(completion({**about, **_left_out(drafts)}, choices, _usage(drafts)))
 
 
 async def _streamed(
@@ -208,7 +208,7 @@ async def _streamed(
         async for text in reply.growth():
             parts.put_nowait(event(part({"content": text})))
         if reply.finish in WHOLE:
-            parts.put_nowait(event(part({}, reply.finish)))
+            parts.put_nowait(event({**part({}, reply.finish), **_left_out(drafts)}))
         else:
             parts.put_nowait(event(error_body(*_why(reply))))
         parts.put_nowait(None)
@@ -229,7 +229,8 @@ async def _streamed(
             follower.cancel()
     await ending.aclose()
     if usage_at_end:
-        yield event({**about, "object": "chat.completion.chunk", "choices": [], "usage": _usage(drafts)})
+        last = {"object": "chat.completion.chunk", "choices": [], "usage": _usage(drafts)}
+        yield event({**about, **_left_out(drafts), **last})
     yield event("[DONE]")
 
 
@@ -251,6 +252,12 @@ def _refused(error: AssistantError) -> Told:
 
 def _usage(drafts: list[Draft]) -> dict[str, int]:
     return usage_of(drafts[0].reply.prompt_tokens, sum(draft.reply.new_tokens for draft in drafts))
+
+
+def _left_out(drafts: list[Draft]) -> dict[str, int]:
+    """How many of the earliest turns the model did not see, where the conversation outgrew its context."""
+    most = max(draft.reply.dropped_turns for draft in drafts)
+    return {"dropped_turns": most} if most else {}
 
 
 def _about(drafts: list[Draft]) -> dict[str, Any]:

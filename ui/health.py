@@ -37,11 +37,12 @@ class Readiness:
             if self._proved():
                 return ""
             ask = Request([Message(role="user", content="Hello")], Sampling(temperature=0, max_new_tokens=1))
+            until = time.monotonic() + PROOF_S
             try:
-                [reply] = self._engine.submit([ask])
+                # in a thread: it waits while an adapter is loaded, and every stream would wait with it
+                [reply] = await asyncio.to_thread(self._engine.submit, [ask])
             except AssistantError as error:
                 return str(error)
-            until = time.monotonic() + PROOF_S
             while not reply.done and not self._proved() and time.monotonic() < until:
                 await asyncio.sleep(0.01)
             reply.cancel()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from assistant.engine import Engine, Finish, Reply, Request, Sampling
@@ -51,6 +51,8 @@ class Draft:
     message: Message
     reply: Reply
     person_id: int
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set once nobody looks at it any more."""
 
     @property
     def waits(self) -> bool:
@@ -69,7 +71,6 @@ class Replies:
         self._store = store
         self._sampling = settings.sampling
         self._running: dict[str, Draft] = {}
-        self._left: set[str] = set()
         self._line = Line(settings.door.generations_per_account)
         self._writers = ThreadPoolExecutor(WRITERS, "replies")
         self.heard: Callable[[Reply], None] = lambda _: None
@@ -284,13 +285,13 @@ class Replies:
 
     def leave(self, message_id: str, person_id: int) -> None:
         """Stop a person's reply because its reader went elsewhere: it must not fill the page any more."""
-        if self._own(message_id, person_id):
-            self._left.add(message_id)
+        if draft := self._own(message_id, person_id):
+            draft.left.set()
             self.stop(message_id, person_id)
 
     def is_left(self, draft: Draft) -> bool:
         """Whether nobody looks at this reply any more."""
-        return draft.message.id in self._left
+        return draft.left.is_set()
 
     def text_so_far(self, message_id: str, person_id: int) -> str | None:
         """The text of a person's reply under way, or None when none of theirs by that id is running here."""
