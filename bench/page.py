@@ -3,10 +3,10 @@
 The app runs as people start it, and a question is sent by the chat page's own event, over the queue's HTTP protocol as
 the page in a browser sends it (gradio_client may not: the page's events are private). The person's time is from sending
 to the end of what the page is told, the last text in it. The engine's own time is that of an engine with the same
-settings in a process that does nothing else, which is asked the same with the seed that the app drew. So what the web
-server takes from the model while it writes counts, too; the app's own figures of first and further tokens would hide
-that. The app idles meanwhile. Both keep what they read lately, as the app does, so from the second turn on hardly a prompt is read, and the page
-has the least to hide behind. What a browser computes on the same processor is not in it.
+settings in a process that does nothing else, which is asked the same with the seed that the app drew, while the app
+idles. So what the web server takes from the model while it writes counts, too; the app's own figures of first and
+further tokens would hide that. Both keep what they read lately, as the app does: from the second turn on hardly a
+prompt is read, and the page has the least to hide behind. What a browser computes on the same processor is not in it.
 
 As a command, `python -m bench.page` is that engine: it answers each line of its input.
 """
