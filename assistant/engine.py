@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypedDict
 
@@ -195,35 +195,29 @@ class Reply:
     async def snapshots(self, at_most_per_s: float = 15.0) -> AsyncIterator[str]:
         """Yield the whole text so far whenever it has grown or its place in line has changed, and once at the end.
 
-        At most so often.
+        At most so often but for the end, which is told at once.
 
         Never raises for a failed reply: look at `finish` and `error` afterwards.
         """
-        shown = None
-        while True:
-            done, now = self.done, (self.text, self.place)  # in this order: a reply seen as done is seen whole
-            if now != shown or done:
-                shown = now
-                yield now[0]
-            if done:
-                return
-            await asyncio.sleep(1 / at_most_per_s)
+        with self._heard(lambda: self.done) as ended:
+            shown = None
+            while True:
+                done, now = self.done, (self.text, self.place)  # in this order: a reply seen as done is seen whole
+                if now != shown or done:
+                    shown = now
+                    yield now[0]
+                if done:
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), 1 / at_most_per_s)
 
     async def growth(self) -> AsyncIterator[str]:
         """Yield each new part as soon as it comes, token by token.
 
         Never raises for a failed reply: look at `finish` and `error` afterwards.
         """
-        loop, grown = asyncio.get_running_loop(), asyncio.Event()
-
-        def tell() -> None:
-            with suppress(RuntimeError):  # the loop has ended, and with it whoever listened
-                loop.call_soon_threadsafe(grown.set)
-
-        with self._changed:
-            self._listeners.append(tell)
-        seen = 0
-        try:
+        with self._heard(lambda: True) as grown:
+            seen = 0
             while True:
                 grown.clear()
                 done, text = self.done, self.text  # in this order: a reply seen as done is seen whole
@@ -234,6 +228,21 @@ class Reply:
                     return
                 else:
                     await grown.wait()
+
+    @contextmanager
+    def _heard(self, matters: Callable[[], bool]) -> Iterator[asyncio.Event]:
+        """Give an event of the running loop, which is set whenever the reply changes in a way that matters."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            if matters():
+                with suppress(RuntimeError):  # the loop has ended, and with it whoever listened
+                    loop.call_soon_threadsafe(changed.set)
+
+        with self._changed:
+            self._listeners.append(tell)
+        try:
+            yield changed
         finally:
             with self._changed:
                 self._listeners.remove(tell)

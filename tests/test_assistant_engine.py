@@ -243,3 +243,12 @@ def test_snapshots_come_at_most_so_often_and_end_with_the_whole() -> None:
     reply = FakeEngine(lambda _: "word " * 60, seconds_per_word=0.005).submit([Request(say("hello"))])[0]
     shown, seconds = asyncio.run(read(reply))
     assert shown[-1] == reply.text and len(shown) <= seconds * 20 + 2
+
+
+def test_the_end_is_told_at_once_however_seldom_the_text_is() -> None:
+    async def read(reply: Reply) -> list[str]:
+        return [text async for text in reply.snapshots(at_most_per_s=0.01)]
+
+    reply = FakeEngine(lambda _: "word " * 20, seconds_per_word=0.01).submit([Request(say("hello"))])[0]
+    shown = asyncio.run(asyncio.wait_for(read(reply), 30))
+    assert shown[-1] == reply.text and len(shown) == 2
