@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -189,6 +189,16 @@ def read_adapter_id(folder: Path) -> str:
         raise AdapterMissing(f"There is no adapter in {folder}. Give an id, a folder, live or base.") from error
 
 
+def factor_names(layer: str) -> tuple[str, str]:
+    """PEFT's names of a layer's factors A (r, in) and B (out, r)."""
+    return f"{PREFIX}{layer}{LORA_A}", f"{PREFIX}{layer}{LORA_B}"
+
+
+def adapted_layers(tensors: Iterable[str]) -> list[str]:
+    """The layers that have a factor A among tensors of PEFT's names, in alphabetical order."""
+    return sorted(name.removeprefix(PREFIX).removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A))
+
+
 def load_tensors(info: AdapterInfo) -> "dict[str, Tensor]":
     """Read a verified adapter's tensors."""
     from safetensors.torch import load_file
@@ -214,12 +224,13 @@ def check_fit(folder: Path, weights: Path) -> None:
     for file in weights.glob("*.safetensors"):
         layers |= {name.removesuffix(".weight"): about for name, about in _forms(file).items()}
     factors = _forms(folder / TENSORS)
-    names = sorted(name.removeprefix(PREFIX).removesuffix(LORA_A) for name in factors if name.endswith(LORA_A))
+    names = adapted_layers(factors)
     if layers.keys().isdisjoint(names):
         return
     for name in names:
         form, shape = layers.get(name, ("F32", []))
-        fitting = [factors[f"{PREFIX}{name}{LORA_B}"][1][0], factors[f"{PREFIX}{name}{LORA_A}"][1][1]]
+        (_, a), (_, b) = (factors[factor] for factor in factor_names(name))
+        fitting = [b[0], a[1]]
         if form in WHOLE and shape != fitting:
             raise AdapterDamaged(f"The adapter {folder.name} does not fit its model at {name}. Promote another one.")
 
@@ -245,12 +256,12 @@ def _check_tensors(info: AdapterInfo) -> None:
 
 
 def _check_pairs(info: AdapterInfo, forms: "Mapping[str, tuple[str, list[int]]]") -> None:
-    layers = [name.removeprefix(PREFIX).removesuffix(LORA_A) for name in forms if name.endswith(LORA_A)]
-    paired = {f"{PREFIX}{layer}{factor}" for layer in layers for factor in (LORA_A, LORA_B)}
+    layers = adapted_layers(forms)
+    paired = {name for layer in layers for name in factor_names(layer)}
     if not layers or forms.keys() != paired or {form for form, _ in forms.values()} != {"F32"}:
         raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
     for layer in layers:
-        a, b = (forms[f"{PREFIX}{layer}{factor}"][1] for factor in (LORA_A, LORA_B))
+        (_, a), (_, b) = (forms[name] for name in factor_names(layer))
         if len(a) != 2 or len(b) != 2 or not info.rank == a[0] == b[1] > 0:
             raise AdapterDamaged(
                 f"The adapter {info.id} is not of rank {info.rank}, as it says, at {layer}. Promote another one."

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from assistant.adapters import write_adapter
+from assistant.adapters import factor_names, write_adapter
 from assistant.engine import Message, Reply, Request, Sampling
 from assistant.errors import ModelUnavailable, SettingsError
 from assistant.kernels import choose, remembered, shapes_of
@@ -114,9 +114,9 @@ def random_adapter(served: ServedModel, folder: Path) -> str:
     torch.manual_seed(0)
     tensors = {}
     for name, layer in served.adapters.layers.items():
-        prefix = f"base_model.model.{name}"
-        tensors[f"{prefix}.lora_A.weight"] = torch.randn(RANK, layer.in_features) / layer.in_features**0.5
-        tensors[f"{prefix}.lora_B.weight"] = torch.randn(layer.out_features, RANK) * 1e-3
+        a, b = factor_names(name)
+        tensors[a] = torch.randn(RANK, layer.in_features) / layer.in_features**0.5
+        tensors[b] = torch.randn(layer.out_features, RANK) * 1e-3
     info = write_adapter(
         folder,
         tensors,

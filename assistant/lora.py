@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from assistant.adapters import load_tensors, verify_adapter
+from assistant.adapters import adapted_layers, factor_names, load_tensors, verify_adapter
 from assistant.errors import AdapterDamaged
 from assistant.quantize import Int4Linear
-
-PREFIX = "base_model.model."
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer name -> (Aᵀ (in, r), scaled Bᵀ (r, out)), or their own_factors."""
@@ -66,16 +64,13 @@ class AdapterBank:
             return info.id
         tensors = load_tensors(info)
         factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
-            name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-            a, b = tensors.pop(key), tensors.pop(key.replace("lora_A", "lora_B"), None)
+        for name in adapted_layers(tensors):
+            a, b = (tensors[factor] for factor in factor_names(name))
             layer = self.layers.get(name)
-            if b is None or layer is None or not layer.fits(a, b):
+            if layer is None or not layer.fits(a, b):
                 raise AdapterDamaged(f"The adapter {info.id} does not fit this model at {name}. Promote another one.")
             scaled = b * (info.alpha / info.rank)
             factors[name] = layer.hold(a.T, scaled.T, self._dtype, own=layer.own_products)
-        if tensors or not factors:
-            raise AdapterDamaged(f"The adapter {info.id} holds something that is not LoRA. Promote another one.")
         self.loaded[info.id] = factors
         return info.id
 

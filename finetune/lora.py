@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from assistant.adapters import factor_names
 from assistant.arithmetic import is_turned, turned_linear
 
 FEW_ROWS = 128
 """Up to so many rows, as sampled replies have, products are formed the other way round; see `turned_linear`."""
-PREFIX = "base_model.model."
 
 
 class LoraLinear(nn.Module):
@@ -71,16 +71,16 @@ class Lora:
         """Copy the factors under PEFT's names."""
         named: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            named[f"{PREFIX}{name}.lora_A.weight"] = layer.a.detach().float().cpu().clone()
-            named[f"{PREFIX}{name}.lora_B.weight"] = layer.b.detach().float().cpu().clone()
+            for factor, values in zip(factor_names(name), (layer.a, layer.b), strict=True):
+                named[factor] = values.detach().float().cpu().clone()
         return named
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the factors to those of `tensors`, by PEFT's names."""
         with torch.no_grad():
             for name, layer in self.layers.items():
-                layer.a.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"])
-                layer.b.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"])
+                for factor, values in zip(factor_names(name), (layer.a, layer.b), strict=True):
+                    values.copy_(tensors[factor])
 
 
 class Adapters:
