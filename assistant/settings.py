@@ -272,6 +272,11 @@ class Settings(BaseSettings):
         """What can be computed again: converted models, reference log-probabilities."""
         return self.cache or self.home / "cache"
 
+    @property
+    def own_cache_dir(self) -> Path:
+        """What can be computed again from what people of this home wrote; several homes may share the other one."""
+        return self.home / "cache"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -95,7 +95,8 @@ def train_and_write_policy(
         )
     shown, shortened = encode_examples(tokenizer, demonstrations, max_tokens)
     counts["cut_completions"] = shortened["cut_completions"]
-    anchors = anchor_examples(model, tokenizer, examples, night.anchor_share, settings.cache_dir, base.id, progress)
+    share = night.anchor_share
+    anchors = anchor_examples(model, tokenizer, examples, share, settings.own_cache_dir, base.id, progress)
     ptx = [e.rows[0] for e in (*shown, *anchors)]
     if ptx_file:
         lines, shortened = text_rows(tokenizer, ptx_file, max_tokens)

@@ -18,7 +18,7 @@ from finetune.losses import sum_by_row, token_logps
 KNOWN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "smollm3"}
 """Their logits are their head's output, and a mask and positions are all that order means to them; tested for each."""
 CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
-CPU_TOKENS, GPU_TOKENS = 1024, 1 << 15
+CPU_TOKENS, GPU_TOKENS = 512, 1 << 15
 """Padded tokens of one micro-batch: on a CPU, where more brought no speed on two cores, and at most on a GPU."""
 
 

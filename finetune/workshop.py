@@ -189,7 +189,7 @@ def _prepare(
     anchors: list[Encoded] = []
     if world.rank == 0:
         share = night.anchor_share
-        anchors = anchor_examples(model, tokenizer, examples, share, settings.cache_dir, base.id, progress)
+        anchors = anchor_examples(model, tokenizer, examples, share, settings.own_cache_dir, base.id, progress)
         with short_rows(model):
             encoded, doubts = doubt_choices(model, encoded, night, progress)
         counts |= doubts | {"anchors": len(anchors)}

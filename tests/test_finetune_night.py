@@ -80,6 +80,16 @@ def test_the_same_votes_give_the_same_adapter_and_the_night_says_that_nothing_ch
     assert store.registry.live().generation == 1
 
 
+def test_a_home_keeps_its_anchors_where_no_other_home_drops_them(settings: Settings, store: Store) -> None:
+    assert settings.cache_dir != settings.own_cache_dir
+    shared = settings.cache_dir / "anchors"
+    before = sorted(shared.iterdir()) if shared.exists() else []
+    add_votes(store)
+    run_nightly(settings, store)
+    assert list((settings.home / "cache" / "anchors").iterdir())
+    assert (sorted(shared.iterdir()) if shared.exists() else []) == before
+
+
 def test_what_is_live_is_examined_again_once_where_it_is_served_in_another_form(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

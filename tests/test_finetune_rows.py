@@ -12,6 +12,7 @@ from finetune import train
 from finetune.attention import short_rows
 from finetune.batches import (
     ALONE,
+    COLUMNS,
     Encoded,
     Row,
     Sharing,
@@ -107,11 +108,11 @@ def test_every_completion_has_the_log_probability_it_has_alone() -> None:
 
 def test_a_shared_row_by_hand() -> None:
     batch = make_batch([((5, 6), (7, 8, 9), (10,)), ((1,), (2, 3))])
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10], [1, 2, 3, 0, 0, 0]]
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, *[0] * (COLUMNS - 6)], [1, 2, 3, *[0] * (COLUMNS - 3)]]
     assert batch.positions is not None and batch.mask is not None
-    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 2]
+    assert batch.positions[0, :6].tolist() == [0, 1, 2, 3, 4, 2]
     assert batch.positions[1, :3].tolist() == [0, 1, 2]
-    assert batch.mask[0, 0].int().tolist() == [
+    assert batch.mask[0, 0, :6, :6].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
