@@ -270,7 +270,7 @@ class Settings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         """What can be computed again: converted models, reference log-probabilities."""
-        return self.cache or self.home / "cache"
+        return self.cache or self.own_cache_dir
 
     @property
     def own_cache_dir(self) -> Path:
